@@ -1,0 +1,289 @@
+"""The frozen, typed configuration of a run: model, data, feedback, algorithm, cluster.
+
+Every command reads one YAML of this shape plus dotted overrides (`configs.load`). Unknown keys are
+refused, nothing is corrected silently and nothing writes to a config after it was loaded. This room
+imports no torch, Ray or vLLM, so `--help` and `--dry-run` answer at once.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+OFFLINE = ("sft", "reward_model")
+"""Algorithms that learn from stored rows; all others sample replies from the policy."""
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """The policy and the models derived from it."""
+
+    path: str
+    """Hugging Face folder (config.json, *.safetensors, tokenizer) of the policy at the start."""
+    reference: str | None = None
+    """Folder of the frozen reference; `path` where empty."""
+    critic: str | None = None
+    """Folder the critic starts from: a reward model, or a policy whose value head starts at 0.
+    Where empty: the first reward model of `feedback.rewards`, else `path`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of forward passes, and of the weights sent to the engines; masters are float32 always."""
+    max_length: Positive = 1024
+    """Tokens of prompt plus reply; the engine's context."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: slower, much less memory."""
+
+
+class SamplingConfig(Section):
+    """How replies are drawn. Log-probs on both sides are taken at this temperature."""
+
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: Positive = 256
+    stop: tuple[str, ...] = ()
+    """Strings that end a reply beside the tokenizer's EOS."""
+
+
+class DataConfig(Section):
+    """Prompts, demonstrations or pairs, and how many make one learner step."""
+
+    train: str
+    """File or folder: JSONL, JSON, Parquet (also .gz), or a Hugging Face `datasets` folder."""
+    validation: str | None = None
+    """Held-out rows; where empty, `validation_fraction` of `train` is held out."""
+    validation_fraction: Fraction = 0.05
+    max_prompt_length: Positive | None = None
+    """Longer prompts are an error; where empty: `model.max_length` minus the reply's length."""
+    overlong: Literal["error", "drop"] = "error"
+    """What becomes of rows that do not fit: refused by row number, or dropped and counted."""
+    prompts_per_step: Positive = 32
+    """Prompt groups (RL), demonstrations (SFT) or pairs (reward model) in one learner step."""
+    samples_per_prompt: Positive = 1
+    """Replies sampled per prompt: the group size of RLOO and its siblings."""
+    sampling: SamplingConfig = SamplingConfig()
+    system_prompt: str | None = None
+    """Put before every prompt through the chat template."""
+    seed: int = 0
+    """Data order and sampling; same seed, same run."""
+
+
+class RewardConfig(Section):
+    """One named reward."""
+
+    kind: Literal["gold", "model", "function"]
+    """gold: the built-in world's true reward; model: a reward-model folder; function: a Python
+    file with one function `reward(prompts, replies, rows) -> list[float]`."""
+    path: str | None = None
+    """Folder of the reward model, or the Python file (`file.py` or `file.py:name`)."""
+    weight: float = 1.0
+    """In the sum that the algorithm sees; 0 records the reward without learning from it."""
+
+
+class FeedbackConfig(Section):
+    """Who judges replies, and what becomes of a judge that fails."""
+
+    rewards: dict[str, RewardConfig] = Field(default_factory=dict)
+    """By name. Parts stay separate in every record; only the last step combines them."""
+    missing_eos_penalty: NonNegativeFloat = 0.0
+    """Subtracted from the score of a reply that did not end by itself."""
+    clip: PositiveFloat | None = None
+    """Bound on the absolute value of a combined score."""
+    normalise: bool = False
+    """Divide combined scores by their running standard deviation, mean removed."""
+    deadline_s: PositiveFloat = 120.0
+    """Of one scoring call. A call that takes longer has failed and its actor is replaced."""
+    attempts: Positive = 3
+    """Tries of one scoring call before the run stops. A failed score is never taken as 0."""
+
+
+class OptimizerConfig(Section):
+    """AdamW and its learning-rate schedule."""
+
+    learning_rate: PositiveFloat = 1e-6
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegative = 0
+    min_ratio: Fraction = 0.0
+    """Where linear and cosine end, as a share of `learning_rate`."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Gradients are clipped to this global norm; the norm before clipping is logged."""
+
+
+class KLConfig(Section):
+    """The leash to the reference policy."""
+
+    coef: NonNegativeFloat = 0.05
+    place: Literal["reward", "loss"] = "reward"
+    """In the reward (k1, the usual choice of PPO and RLOO) or as a term of the loss."""
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Schulman's estimators; as a loss, k1 has a zero-mean gradient and is refused."""
+    target: PositiveFloat | None = None
+    """Nats per reply that the adaptive controller of `coef` aims at; fixed where empty."""
+    horizon: Positive = 10_000
+    """Samples over which the adaptive controller acts."""
+
+
+class CorrectionConfig(Section):
+    """Importance weights for samples that another policy or another engine drew (methods 3.3)."""
+
+    mode: Literal[
+        "none",
+        "token_tis",
+        "token_mask",
+        "sequence_tis",
+        "sequence_mask",
+        "geometric",
+        "seq_mask_tis",
+        "k3",
+        "bypass",
+    ] = "token_tis"
+    low: NonNegativeFloat = 0.0
+    high: PositiveFloat = 2.0
+    veto: PositiveFloat | None = None
+    """Drop a reply in which any token's weight is below this."""
+    batch_normalise: bool = False
+    """Divide the weights by their mean over the batch, after truncation."""
+
+
+class AlgorithmConfig(Section):
+    """What is learned from the feedback; `name` sets defaults (`configs.methods`)."""
+
+    name: Literal["sft", "reward_model", "rloo", "ppo"]
+    num_steps: Positive
+    """Learner steps; each consumes one batch of `data.prompts_per_step`."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    critic_optimizer: OptimizerConfig | None = None
+    """Of the critic; `optimizer` where empty."""
+    advantage: Literal["none", "gae", "rloo"] = "none"
+    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] = "token_mean"
+    """Loss over tokens: mean of all tokens; mean of replies' token means; mean of replies' sums."""
+    ratio: Literal["none", "token", "sequence"] = "token"
+    """The importance ratio inside one batch: none is plain policy gradient."""
+    num_epochs: Positive = 1
+    """Passes over one experience batch."""
+    num_minibatches: Positive = 1
+    """Optimizer steps in one pass."""
+    clip_low: PositiveFloat | None = 0.2
+    clip_high: PositiveFloat | None = 0.2
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Bound on the loss of a token with negative advantage, as a multiple of it."""
+    entropy_coef: NonNegativeFloat = 0.0
+    kl: KLConfig = KLConfig()
+    correction: CorrectionConfig = CorrectionConfig()
+    gamma: Fraction = 1.0
+    lam: Fraction = 0.95
+    """GAE's lambda."""
+    value_clip: PositiveFloat | None = 0.2
+    value_coef: PositiveFloat = 1.0
+    """Scales the critic's own loss; the critic has its own optimizer, so this acts through eps
+    and gradient clipping only."""
+    whiten_advantages: bool = False
+    whiten_rewards: bool = False
+    mask_truncated: bool = False
+    """Leave replies that ran into the length limit out of the loss."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Of the reward model's pair labels."""
+    max_staleness: NonNegative = 0
+    """Learner versions between sampling and use; 0 is synchronous training."""
+    tokens_per_micro_batch: Positive = 8192
+    """Padded tokens of one forward and backward pass on one rank."""
+
+
+class LearnerPlacement(Section):
+    """Ray Train worker group: one ZeRO-3 rank per worker."""
+
+    num_workers: Positive = 1
+    cpus_per_worker: PositiveFloat = 1
+    gpus_per_worker: NonNegativeFloat = 0
+    offload_optimizer: bool = False
+    """Keep optimizer states in host memory (GPU only)."""
+    max_failures: NonNegative = 0
+    """Restarts of the worker group by Ray Train before the run fails."""
+
+
+class RolloutPlacement(Section):
+    """The fleet of vLLM engines."""
+
+    num_engines: Positive = 1
+    tensor_parallel_size: Positive = 1
+    cpus_per_engine: PositiveFloat = 1
+    gpus_per_engine: NonNegativeFloat = 0
+    kv_cache_gib: PositiveFloat = 0.25
+    """Memory of each engine's KV cache."""
+    max_num_seqs: Positive = 128
+    enforce_eager: bool = True
+    """Skip torch.compile: quicker start, slower decoding."""
+    start_deadline_s: PositiveFloat = 300.0
+    generate_deadline_s: PositiveFloat = 600.0
+
+
+class ScoringPlacement(Section):
+    """A frozen model: one process, or a ZeRO-3 inference group where one device is too small."""
+
+    num_workers: Positive = 1
+    cpus_per_worker: NonNegativeFloat = 0.5
+    gpus_per_worker: NonNegativeFloat = 0
+    start_deadline_s: PositiveFloat = 300.0
+
+
+class SyncConfig(Section):
+    """How new weights reach the engines."""
+
+    transport: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
+    """auto: gloo on CPU; ipc where learner and engine share one GPU; else nccl."""
+    bucket_mib: Positive = 64
+    """Weights travel packed in buffers of this size."""
+    deadline_s: PositiveFloat = 120.0
+    probe_tolerance: PositiveFloat | None = None
+    """Largest difference, in nats, between engine and learner log-probs after a sync. Where
+    empty: 1e-4 in float32, 0.25 in bfloat16."""
+    probe_sequences: Positive = 4
+
+
+class CheckpointConfig(Section):
+    """Resumable state of the learner, written through `ray.train.report`."""
+
+    interval: Positive = 20
+    """Learner steps between checkpoints; also the most that a crash can cost."""
+    keep: Positive = 2
+
+
+class ClusterConfig(Section):
+    """Where everything runs."""
+
+    run_dir: str
+    """Folder of everything the run writes; must not hold another run."""
+    address: str | None = None
+    """A running Ray cluster (`auto` or an address); where empty, one is started on this machine."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    memory_gib: PositiveFloat | None = None
+    """Memory the run may plan with; where empty, what this machine has free."""
+    learner: LearnerPlacement = LearnerPlacement()
+    rollout: RolloutPlacement = RolloutPlacement()
+    reward: ScoringPlacement = ScoringPlacement()
+    reference: ScoringPlacement = ScoringPlacement()
+    sync: SyncConfig = SyncConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    learner_deadline_s: PositiveFloat = 1800.0
+    """Longest silence of the learner before the run is stopped as hung."""
+
+
+class RunConfig(Section):
+    """A whole run: the survey's four components, and the cluster it runs on."""
+
+    model: ModelConfig
+    data: DataConfig
+    feedback: FeedbackConfig = FeedbackConfig()
+    algorithm: AlgorithmConfig
+    cluster: ClusterConfig
