@@ -14,6 +14,7 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 OFFLINE = ("sft", "reward_model")
 """Algorithms that learn from stored rows; all others sample replies from the policy."""
@@ -22,7 +23,9 @@ OFFLINE = ("sft", "reward_model")
 class Section(BaseModel):
     """Base of every section: immutable, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class ModelConfig(Section):
@@ -60,7 +63,9 @@ class DataConfig(Section):
     """File or folder: JSONL, JSON, Parquet (also .gz), or a Hugging Face `datasets` folder."""
     validation: str | None = None
     """Held-out rows; where empty, `validation_fraction` of `train` is held out."""
-    validation_fraction: Fraction = 0.05
+    validation_fraction: BelowOne = 0.05
+    validation_prompts: Positive = 64
+    """Held-out prompts that are answered and judged before and after an online run."""
     max_prompt_length: Positive | None = None
     """Longer prompts are an error; where empty: `model.max_length` minus the reply's length."""
     overlong: Literal["error", "drop"] = "error"
@@ -72,7 +77,7 @@ class DataConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     system_prompt: str | None = None
     """Put before every prompt through the chat template."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Data order and sampling; same seed, same run."""
 
 
@@ -109,7 +114,7 @@ class OptimizerConfig(Section):
     """AdamW and its learning-rate schedule."""
 
     learning_rate: PositiveFloat = 1e-6
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -196,6 +201,8 @@ class AlgorithmConfig(Section):
     """Of the reward model's pair labels."""
     max_staleness: NonNegative = 0
     """Learner versions between sampling and use; 0 is synchronous training."""
+    validation_interval: Positive = 50
+    """Learner steps of SFT and reward-model training between looks at held-out rows."""
     tokens_per_micro_batch: Positive = 8192
     """Padded tokens of one forward and backward pass on one rank."""
 
@@ -208,6 +215,8 @@ class LearnerPlacement(Section):
     gpus_per_worker: NonNegativeFloat = 0
     offload_optimizer: bool = False
     """Keep optimizer states in host memory (GPU only)."""
+    persistence_threshold: NonNegative = 100_000
+    """Parameters smaller than this stay whole on every rank; 0 partitions all (ZeRO-3)."""
     max_failures: NonNegative = 0
     """Restarts of the worker group by Ray Train before the run fails."""
 
@@ -275,6 +284,8 @@ class ClusterConfig(Section):
     reference: ScoringPlacement = ScoringPlacement()
     sync: SyncConfig = SyncConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    dashboard: bool = True
+    """Start Ray's dashboard with a cluster of our own."""
     learner_deadline_s: PositiveFloat = 1800.0
     """Longest silence of the learner before the run is stopped as hung."""
 

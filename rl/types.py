@@ -30,6 +30,9 @@ class Prompt:
     """The prompt through the policy's chat template."""
     extra: Mapping[str, Any]
     """All other columns of the row, handed to reward functions unchanged."""
+    messages: tuple[Mapping[str, str], ...] = ()
+    """The conversation that `tokens` hold, each message with `role` and `content`, so that a model
+    with another tokenizer can read it; where empty, it is `text` as the user's only message."""
 
     def __post_init__(self) -> None:
         if not self.tokens:

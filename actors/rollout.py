@@ -1,0 +1,277 @@
+"""One vLLM engine that samples replies: generate, probe, and take over new weights in mid-flight.
+
+    pause(keep) ─▶ update_weights (while the learner broadcasts) ─▶ finish ─▶ version ─▶ resume
+
+Requests in flight survive an update: they are frozen, their KV cache is dropped, and they go on
+from their tokens under the new weights. Which version wrote which token is recorded per reply.
+
+vLLM is imported where it is used: who only creates or calls this actor does not load it.
+"""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from configs.schema import RolloutPlacement, SamplingConfig
+from rl.fingerprints import Fingerprint
+from rl.types import Prompt, Rollout, VersionSpan
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """Ask for the replies to one leased prompt."""
+
+    group_id: int
+    prompt: Prompt
+    num_samples: int
+    seed: int
+    """Of sample 0; sample k draws with `seed + k`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """Everything an engine needs to start."""
+
+    name: str
+    model_path: str
+    dtype: str
+    max_length: int
+    sampling: SamplingConfig
+    placement: RolloutPlacement
+    transport: str
+    """`gloo`, `nccl` or `ipc`."""
+    seed: int
+
+
+class RolloutEngine:
+    """An `AsyncLLM` with the sampling settings of the run.
+
+    >>> # engine = RolloutEngine(spec); await engine.start()
+    >>> # rollouts = await engine.generate([SampleRequest(...)])   # one list per request
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.engine: AsyncLLM
+        self.num_tokens = 0
+        self._starting = asyncio.Lock()
+        self._paused_at = 0.0
+
+    async def start(self) -> int:
+        """Load the model, once; returns the number of workers that take part in an update."""
+        async with self._starting:
+            if not hasattr(self, "engine"):
+                await self._start()
+        return self.spec.placement.tensor_parallel_size
+
+    async def _start(self) -> None:
+        from vllm.config import WeightTransferConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        spec = self.spec
+        tensor_parallel = spec.placement.tensor_parallel_size
+        arguments = AsyncEngineArgs(
+            model=spec.model_path,
+            dtype=spec.dtype,  # pyright: ignore[reportArgumentType]
+            max_model_len=spec.max_length,
+            max_num_seqs=spec.placement.max_num_seqs,
+            kv_cache_memory_bytes=int(spec.placement.kv_cache_gib * 2**30),
+            enforce_eager=spec.placement.enforce_eager,
+            tensor_parallel_size=tensor_parallel,
+            distributed_executor_backend="mp" if tensor_parallel > 1 else "uni",
+            enable_prefix_caching=True,
+            # Log-probs of the distribution that was sampled from: after temperature.
+            logprobs_mode="processed_logprobs",
+            seed=spec.seed,
+            weight_transfer_config=WeightTransferConfig(backend=f"attune_{spec.transport}"),
+            worker_extension_cls="actors.worker_extension.WorkerExtension",
+            disable_log_stats=True,
+        )
+        started = time.monotonic()
+        engine = AsyncLLM.from_engine_args(arguments)
+        self.tokenizer = engine.get_tokenizer()
+        self.stop_token_ids = self._eos(engine)
+        self.engine = engine
+        await self._warm_up()
+        await self.engine.update_weight_version("0")
+        logger.info("engine %s ready in %.1f s", spec.name, time.monotonic() - started)
+
+    def _eos(self, engine: "AsyncLLM") -> list[int]:
+        """EOS of the tokenizer, and whatever the model's generation config adds to it."""
+        generation = engine.model_config.try_get_generation_config()
+        extra = generation.get("eos_token_id", [])
+        ids = {self.tokenizer.eos_token_id, *(extra if isinstance(extra, list) else [extra])}
+        return sorted(token for token in ids if token is not None)
+
+    async def _warm_up(self) -> None:
+        """The first request compiles kernels for seconds; have that over before work comes."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(max_tokens=2, logprobs=0, detokenize=False)
+        await self._run([self.stop_token_ids[0]], parameters, "warm-up")
+
+    async def _run(
+        self, tokens: list[int], parameters: "SamplingParams", request_id: str
+    ) -> "RequestOutput":
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters.output_kind = RequestOutputKind.FINAL_ONLY
+        final = None
+        async for output in self.engine.generate(
+            {"prompt_token_ids": tokens}, parameters, request_id
+        ):
+            final = output
+        assert final is not None, f"request {request_id} ended without a result"
+        return final
+
+    async def generate(self, requests: list[SampleRequest]) -> list[list[Rollout]]:
+        """Sample all requests side by side; one list of rollouts per request, in order."""
+        return list(await asyncio.gather(*(self._generate(request) for request in requests)))
+
+    async def _generate(self, request: SampleRequest) -> list[Rollout]:
+        from vllm import SamplingParams
+
+        sampling = self.spec.sampling
+        parameters = SamplingParams(
+            n=request.num_samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_new_tokens,
+            stop=list(sampling.stop) or None,
+            stop_token_ids=self.stop_token_ids,
+            detokenize=bool(sampling.stop),
+            seed=request.seed,
+            logprobs=0,
+        )
+        # The time makes the id unique when a group is asked for again after a failure.
+        request_id = f"{request.group_id}-{time.monotonic_ns()}"
+        output = await self._run(list(request.prompt.tokens), parameters, request_id)
+        return [self._rollout(request, completion) for completion in output.outputs]
+
+    def _rollout(self, request: SampleRequest, completion: "CompletionOutput") -> Rollout:
+        tokens = np.asarray(completion.token_ids, dtype=np.int32)
+        assert completion.logprobs is not None
+        logprobs = []
+        for token, step in zip(completion.token_ids, completion.logprobs, strict=True):
+            assert step is not None
+            logprobs.append(step[int(token)].logprob)
+        self.num_tokens += len(tokens)
+        text = completion.text if self.spec.sampling.stop else self._decode(tokens)
+        return Rollout(
+            group_id=request.group_id,
+            sample=completion.index,
+            prompt=request.prompt,
+            tokens=tokens,
+            text=text,
+            rollout_logprobs=np.asarray(logprobs, dtype=np.float32),
+            versions=_spans(completion),
+            finish_reason=completion.finish_reason or "unknown",
+            seed=request.seed + completion.index,
+            engine=self.spec.name,
+        )
+
+    def _decode(self, tokens: np.ndarray) -> str:
+        return str(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)).strip()
+
+    async def probe(self, sequences: list[list[int]]) -> list[np.ndarray]:
+        """Log-probs of given sequences under the present weights, temperature 1.
+
+        Returns one (n,) float32 array per sequence; index 0 is 0, since nothing precedes it.
+        """
+        from vllm import SamplingParams
+
+        outputs = await asyncio.gather(
+            *(
+                self._run(
+                    tokens,
+                    SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, seed=0),
+                    f"probe-{index}-{time.monotonic_ns()}",
+                )
+                for index, tokens in enumerate(sequences)
+            )
+        )
+        return [_prompt_logprobs(output) for output in outputs]
+
+    async def check(self) -> float:
+        """Generate one token; returns the seconds it took. Raises when the engine has died."""
+        from vllm import SamplingParams
+
+        started = time.monotonic()
+        parameters = SamplingParams(max_tokens=1, detokenize=False)
+        await self._run([self.stop_token_ids[0]], parameters, f"check-{time.monotonic_ns()}")
+        return time.monotonic() - started
+
+    async def init_transfer(self, init_info: dict[str, Any]) -> None:
+        """Join the learner's transfer group."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self.engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
+
+    async def leave_transfer(self) -> None:
+        """Leave the transfer group; the engine goes on sampling with the weights it has."""
+        await self.engine.shutdown_weight_transfer_engine()
+
+    async def begin_update(self) -> None:
+        """Freeze requests in flight, drop all caches and prepare for new weights."""
+        self._paused_at = time.monotonic()
+        await self.engine.pause_generation(mode="keep", clear_cache=True)
+        await self.engine.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive one update (NCCL, gloo) or one packed part of it (IPC)."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self.engine.update_weights(WeightTransferUpdateRequest(update_info))
+
+    async def end_update(self, version: int) -> float:
+        """Install what was received as `version` and go on; returns the pause in seconds."""
+        await self.engine.finish_weight_update(str(version))
+        await self.engine.resume_generation()
+        return time.monotonic() - self._paused_at
+
+    async def version(self) -> int:
+        """The policy version this engine samples from."""
+        return int(await self.engine.get_weight_version())
+
+    async def received_fingerprints(self) -> dict[str, Fingerprint]:
+        """Of the tensors of the last update, as the engine's first worker received them."""
+        results = await self.engine.collective_rpc("received_fingerprints")
+        return {name: (pair[0], pair[1]) for name, pair in results[0].items()}
+
+    def tokens_sampled(self) -> int:
+        """Response tokens since the engine started."""
+        return self.num_tokens
+
+    def __repr__(self) -> str:
+        return f"RolloutEngine({self.spec.name})"
+
+
+def _spans(completion: "CompletionOutput") -> tuple[VersionSpan, ...]:
+    spans = completion.weight_versions or []
+    return tuple(
+        VersionSpan(version=int(span.version), start=span.start, end=span.end) for span in spans
+    )
+
+
+def _prompt_logprobs(output: "RequestOutput") -> np.ndarray:
+    assert output.prompt_logprobs is not None
+    assert output.prompt_token_ids is not None
+    values = [0.0]
+    for token, step in zip(
+        output.prompt_token_ids[1:], list(output.prompt_logprobs)[1:], strict=True
+    ):
+        assert step is not None
+        values.append(step[token].logprob)
+    return np.asarray(values, dtype=np.float32)

@@ -1,0 +1,19 @@
+"""What is added to vLLM's workers: our receivers of weights, and methods for `collective_rpc`.
+
+A worker imports this module before it loads the model, because the engine names the class below as
+its `worker_extension_cls`. Registering at import is therefore early enough, and needs no installed
+entry point: it also works where Ray ships the code as a working directory.
+"""
+
+from actors.gloo_transport import register
+from rl.fingerprints import Fingerprint
+
+register()
+
+
+class WorkerExtension:
+    """Methods added to vLLM's workers for `collective_rpc`."""
+
+    def received_fingerprints(self) -> dict[str, Fingerprint]:
+        """Of every tensor of the last update, as this worker received it."""
+        return self.weight_transfer_engine.received  # pyright: ignore[reportAttributeAccessIssue]

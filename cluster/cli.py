@@ -1,0 +1,256 @@
+"""The `attune` command: one function per command, nothing heavy imported before it is needed.
+
+Exit codes: 0 success, 1 the run failed, 2 the user's input was refused.
+"""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster.auth import ensure_token
+from configs.load import load_config, to_yaml
+
+if TYPE_CHECKING:
+    from configs.schema import RunConfig
+
+app = typer.Typer(
+    help="Online preference alignment on Ray: sample, judge, learn, sync.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML of the run, or the folder of a run.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="section.key=value, in place of what the YAML says.")
+]
+Resume = Annotated[bool, typer.Option(help="Go on from the run folder's last checkpoint.")]
+DryRun = Annotated[bool, typer.Option(help="Check, print the derived plan and start nothing.")]
+Debug = Annotated[bool, typer.Option(help="Show tracebacks.")]
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    app()
+
+
+@app.command()
+def sft(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a model on demonstrations."""
+    _train("sft", config, overrides, resume=resume, dry_run=dry_run, debug=debug)
+
+
+@app.command("reward-model")
+def reward_model(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Train a reward model on preference pairs."""
+    _train("reward_model", config, overrides, resume=resume, dry_run=dry_run, debug=debug)
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Align a policy online: sample, judge, learn, sync."""
+    _train(None, config, overrides, resume=resume, dry_run=dry_run, debug=debug)
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; a new one under runs/.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the world, the model and all sampling.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """SFT, reward model and online RL on the built-in world, with a report.
+
+    Overrides belong to the RL stage; `sft.section.key=value` and `reward_model.section.key=value`
+    reach the stages before it.
+    """
+    with guarded(debug):
+        from cluster.demo import run_demo
+
+        run_demo(overrides or [], out, seed)
+
+
+@app.command()
+def world(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same world.")] = 0,
+) -> None:
+    """Write the built-in world: data as Parquet, and an untrained tiny model with its tokenizer."""
+    with guarded(debug=False):
+        from cluster.demo import write_world_and_model
+
+        write_world_and_model(out, seed)
+        typer.echo(f"wrote {out}")
+
+
+@app.command()
+def evaluate(
+    config: ConfigPath,
+    policy: Annotated[Path, typer.Option(help="Model folder to judge.")],
+    baseline: Annotated[Path, typer.Option(help="Model folder to compare it with.")],
+    overrides: Overrides = None,
+    prompts: Annotated[int, typer.Option(help="Held-out prompts to answer.")] = 256,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two policies on held-out prompts by the run's rewards, with confidence intervals."""
+    with guarded(debug):
+        from cluster.compare import compare, render
+
+        loaded = load_config(config, overrides or [])
+        result = compare(loaded, policy, baseline, prompts)
+        typer.echo(json.dumps(result) if json_output else render(result))
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run or of a demo.")],
+) -> None:
+    """Write report.html of a run, finished or not."""
+    with guarded(debug=False):
+        from cluster.report import write_demo_report, write_report
+
+        is_demo = (run_dir / "run" / "config.yaml").exists()
+        typer.echo(str((write_demo_report if is_demo else write_report)(run_dir)))
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, cores, memory, disk, shared memory; what is wrong, and why."""
+    with guarded(debug=False):
+        from cluster.doctor import examine
+
+        findings = examine()
+        for finding in findings:
+            typer.echo(finding.line())
+        if any(finding.level == "wrong" for finding in findings):
+            raise typer.Exit(1)
+
+
+def _train(
+    method: str | None,
+    path: Path,
+    overrides: list[str] | None,
+    *,
+    resume: bool,
+    dry_run: bool,
+    debug: bool,
+) -> None:
+    with guarded(debug):
+        base = {"algorithm": {"name": method}} if method else None
+        file = path / "config.yaml" if path.is_dir() else path
+        config = load_config(file, overrides or [], base=base)
+        _check_method(method, config)
+        if dry_run:
+            typer.echo(_plan(config))
+            return
+        _run(config, resume=resume, debug=debug)
+
+
+def _check_method(method: str | None, config: "RunConfig") -> None:
+    """Each command trains what its name says."""
+    name = config.algorithm.name
+    wanted = {"sft": "sft", "reward_model": "reward-model"}.get(name, "run")
+    given = {"sft": "sft", "reward_model": "reward-model", None: "run"}[method]
+    if wanted != given:
+        raise ValueError(f"algorithm.name is {name}: use `attune {wanted}` for it")
+
+
+def _plan(config: "RunConfig") -> str:
+    """The derived plan of --dry-run; raises ValueError where the run cannot fit."""
+    from configs.plan import available_cores, available_memory, derive, render
+    from rl.folders import check_model_folder
+
+    folder = Path(config.model.path)
+    model = check_model_folder(folder, field="model.path") if folder.exists() else None
+    plan = derive(config, model, available_memory(), cores=available_cores())
+    if plan.refusal:
+        typer.echo(render(plan), err=True)
+        raise ValueError(plan.refusal)
+    return render(plan)
+
+
+def _run(config: "RunConfig", *, resume: bool, debug: bool) -> None:
+    from cluster.headline import headline
+    from cluster.inputs import prepare_run_dir, read_inputs
+
+    inputs = read_inputs(config)
+    folder = prepare_run_dir(config, resume=resume, text=to_yaml(config))
+    with failing_with_1(folder, debug):
+        from cluster.progress import RunProgress
+        from cluster.run import run as run_to_end
+        from cluster.runtime import ray_session
+
+        with (
+            ray_session(config),
+            RunProgress(config.algorithm.num_steps, config.algorithm.name) as progress,
+        ):
+            run_to_end(config, inputs, progress)
+    typer.echo(headline(folder))
+    typer.echo(f"report: {folder / 'report.html'}   policy: {folder / 'policy'}")
+
+
+@contextmanager
+def guarded(debug: bool) -> Iterator[None]:
+    """Refuse wrong input in one line with exit code 2."""
+    ensure_token()
+    _stop_on_sigterm()
+    try:
+        yield
+    except ValueError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+@contextmanager
+def failing_with_1(folder: Path, debug: bool) -> Iterator[None]:
+    """Say in one line what ended a run, and how to go on; exit code 1."""
+    hint = f"attune run {folder} --resume"
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        typer.echo(f"stopped; go on with: {hint}", err=True)
+        raise typer.Exit(1) from error
+    except Exception as error:
+        if debug:
+            raise
+        from cluster.runtime import root_cause
+
+        typer.echo(f"error: {root_cause(error)}", err=True)
+        typer.echo(f"logs: {folder / 'logs'}; when mended, go on with: {hint}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _stop_on_sigterm() -> None:
+    """SIGTERM, as `ray job stop` sends it, stops a run as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)

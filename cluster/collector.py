@@ -1,0 +1,221 @@
+"""The collecting loop: prompts in, scored experiences out, as far ahead as staleness allows.
+
+    lease ─▶ fleet.generate ─▶ rewards ∥ reference ─▶ experience ─▶ batch of step s ─▶ learner
+      ▲                                                                  │
+      └──── admission: version ≥ s - 1 - max_staleness ◀── advance(v) ───┘
+
+One Ray actor runs it. Step s learns from the groups leased for it and from no others, so every
+group is used once; the learner pulls batches and reports versions, nobody sends it commands.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.rollout import SampleRequest
+from cluster.evaluation import JudgedReply, answer_and_judge
+from cluster.fleet import EngineHandle, Fleet
+from cluster.ledger import Ledger, LedgerRow
+from cluster.runtime import log_to_file
+from cluster.scoring import merge_scores, reference_group, reward_groups
+from configs.schema import RunConfig
+from rl.types import Experience, Prompt, Rollout
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class StepBatch:
+    """What one learner step learns from, as references into the object store."""
+
+    refs: list[Any]
+    rows: list[LedgerRow]
+    timing: dict[str, float] = field(default_factory=dict)
+
+
+class Collector:
+    """Leases prompts, has them sampled and scored, and hands batches to the learner."""
+
+    def __init__(
+        self, config: RunConfig, engines: Sequence[EngineHandle], prompts: Sequence[Prompt]
+    ) -> None:
+        log_to_file(config.cluster.run_dir, "collector")
+        self.config = config
+        self.prompts = list(prompts)
+        self.ledger = Ledger(config.cluster.run_dir)
+        self.fleet = Fleet(engines, config.cluster.rollout.generate_deadline_s)
+        self.rewards = reward_groups(config)
+        self.reference = reference_group(config)
+        self.version = -1
+        self._advanced = asyncio.Condition()
+        self._batches: dict[int, asyncio.Task[StepBatch]] = {}
+        self._loop: asyncio.Task[None] | None = None
+
+    async def ready(self) -> None:
+        """Wait until every judge has loaded."""
+        groups = [*self.rewards.values(), self.reference]
+        await asyncio.gather(*(group.ready() for group in groups))
+
+    # ---- the learner's calls ---------------------------------------------------------------
+
+    async def begin(self, version: int) -> None:
+        """Start collecting for the step after `version`; what was recorded later is discarded."""
+        if self._loop is not None:
+            self._loop.cancel()
+            for task in self._batches.values():
+                task.cancel()
+            self._batches.clear()
+        discarded = self.ledger.rewind(version)
+        if discarded:
+            logger.warning("going back to step %d: %d steps are run again", version, discarded)
+        await self.ready()
+        await self._announce(version)
+        self._loop = asyncio.create_task(self._collect(version + 1))
+
+    async def take(
+        self, step: int, rank: int, world_size: int
+    ) -> tuple[list[Any], dict[str, float]]:
+        """This rank's share of the groups of `step`, and how long sampling and scoring took."""
+        while step not in self._batches:
+            assert self._loop is not None, "begin() comes first"
+            if self._loop.done():
+                self._loop.result()
+            await asyncio.sleep(0.002)
+        batch = await asyncio.shield(self._batches[step])
+        return batch.refs[rank::world_size], batch.timing
+
+    async def advance(self, version: int) -> None:
+        """Step `version` was learned from and its weights are on the engines."""
+        batch = await self._batches.pop(version)
+        self.ledger.commit(version, batch.rows)
+        await self._announce(version)
+
+    async def _announce(self, version: int) -> None:
+        async with self._advanced:
+            self.version = version
+            self._advanced.notify_all()
+
+    # ---- the loop --------------------------------------------------------------------------
+
+    async def _collect(self, first_step: int) -> None:
+        ids = unused_ids(self.ledger.used())
+        per_step = self.config.data.prompts_per_step
+        for step in range(first_step, self.config.algorithm.num_steps + 1):
+            async with self._advanced:
+                oldest = step - 1 - self.config.algorithm.max_staleness
+                await self._advanced.wait_for(lambda oldest=oldest: self.version >= oldest)
+            leased = list(itertools.islice(ids, per_step))
+            self._batches[step] = asyncio.create_task(self._batch(step, leased))
+
+    async def _batch(self, step: int, leased: Sequence[int]) -> StepBatch:
+        started = time.monotonic()
+        walks = [self._walk(lease) for lease in self._leases(leased)]
+        parts = await asyncio.gather(*walks)
+        sampled = max(end for _, end in parts)
+        experiences = [experience for part, _ in parts for experience in part]
+        batch = StepBatch(
+            refs=[ray.put(experience) for experience in experiences],
+            rows=[_ledger_row(step, experience) for experience in experiences],
+            timing={
+                "time/sample": sampled - started,
+                "time/score": time.monotonic() - sampled,
+            },
+        )
+        return batch
+
+    def _leases(self, leased: Sequence[int]) -> list[Sequence[int]]:
+        """Two leases per engine and step: one is scored while the other is sampled."""
+        count = min(len(leased), 2 * len(self.fleet.engines))
+        return [part.tolist() for part in np.array_split(np.asarray(leased), count)]
+
+    async def _walk(self, lease: Sequence[int]) -> tuple[list[Experience], float]:
+        """One lease through sampling and scoring; also when its sampling ended."""
+        groups = await self.fleet.generate([self._request(group_id) for group_id in lease])
+        sampled = time.monotonic()
+        flat = [rollout for group in groups for rollout in group]
+        *scores, references = await asyncio.gather(
+            *(group.score(flat) for group in self.rewards.values()), self.reference.score(flat)
+        )
+        merged = {name: s for part in scores for name, s in merge_scores(part).items()}
+        logprobs = [row for part in references for row in part]
+        return list(build_experiences(groups, merged, logprobs)), sampled
+
+    def _request(self, group_id: int) -> SampleRequest:
+        data = self.config.data
+        return SampleRequest(
+            group_id=group_id,
+            prompt=self.prompts[prompt_index(group_id, len(self.prompts), data.seed)],
+            num_samples=data.samples_per_prompt,
+            seed=sample_seed(data.seed, group_id, data.samples_per_prompt),
+        )
+
+    async def evaluate(self, prompts: Sequence[Prompt]) -> list[JudgedReply]:
+        """One judged reply to each of some held-out prompts, from the weights the engines have."""
+        return await answer_and_judge(self.fleet, self.rewards, prompts, self.config.data.seed)
+
+    def stats(self) -> dict[str, int]:
+        """Retries of scoring calls so far."""
+        groups = [*self.rewards.values(), self.reference]
+        return {"retries": sum(group.retries for group in groups)}
+
+    def __repr__(self) -> str:
+        return f"Collector(version {self.version})"
+
+
+def unused_ids(used: set[int]) -> Iterator[int]:
+    """0, 1, 2, … without the groups that were learned from."""
+    return (group_id for group_id in itertools.count() if group_id not in used)
+
+
+def prompt_index(group_id: int, num_prompts: int, seed: int) -> int:
+    """Which prompt a group is about: every epoch runs through all prompts in a new order."""
+    epoch, position = divmod(group_id, num_prompts)
+    order = list(range(num_prompts))
+    Random(f"{seed}-{epoch}").shuffle(order)
+    return order[position]
+
+
+def sample_seed(seed: int, group_id: int, num_samples: int) -> int:
+    """Seed of a group's first sample; groups never share one within a run."""
+    return (seed * 1_000_003 + group_id * num_samples) % 2**31
+
+
+def build_experiences(
+    groups: Sequence[Sequence[Rollout]],
+    scores: dict[str, tuple[float, ...]],
+    ref_logprobs: Sequence[np.ndarray],
+) -> Iterator[Experience]:
+    """Cut flat scores and log-probs back into groups."""
+    start = 0
+    for group in groups:
+        rows = slice(start, start + len(group))
+        yield Experience(
+            rollouts=tuple(group),
+            rewards={name: values[rows] for name, values in scores.items()},
+            ref_logprobs=tuple(ref_logprobs[rows]),
+            attempts=1,
+        )
+        start += len(group)
+
+
+def _ledger_row(step: int, experience: Experience) -> LedgerRow:
+    rollouts = experience.rollouts
+    return LedgerRow(
+        group_id=experience.group_id,
+        status="used",
+        step=step,
+        attempts=experience.attempts,
+        engine=rollouts[0].engine,
+        oldest_version=min(rollout.oldest_version for rollout in rollouts),
+        newest_version=max(rollout.newest_version for rollout in rollouts),
+        num_samples=len(rollouts),
+        num_tokens=sum(len(rollout.tokens) for rollout in rollouts),
+    )

@@ -1,0 +1,86 @@
+"""The demo: one command from an untrained tiny model to an aligned one, on the built-in world."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from cluster.cli import failing_with_1
+from cluster.headline import headline
+from cluster.inputs import prepare_run_dir, read_inputs
+from cluster.progress import RunProgress
+from cluster.report import write_demo_report
+from configs.load import load_config, to_yaml
+from configs.schema import RunConfig
+
+logger = logging.getLogger(__name__)
+
+RECIPES = Path(__file__).parent.parent / "configs" / "demo"
+STAGES = {
+    "sft": "1/3 learning to write from demonstrations",
+    "reward_model": "2/3 learning to judge from noisy pairs",
+    "run": "3/3 learning from its own judged replies",
+}
+
+
+def run_demo(overrides: Sequence[str], out: Path | None, seed: int) -> None:
+    """All three stages on one Ray, then the report; says in one sentence what was learned."""
+    folder = out or free_folder(Path("runs/demo"))
+    configs = {stage: stage_config(stage, overrides, folder, seed) for stage in STAGES}
+    write_world_and_model(folder / "world", seed)
+    with failing_with_1(folder / "run", debug=False):
+        from cluster.run import run
+        from cluster.runtime import ray_session
+
+        with ray_session(configs["run"]):
+            for stage, config in configs.items():
+                prepare_run_dir(config, resume=False, text=to_yaml(config))
+                inputs = read_inputs(config)
+                with RunProgress(config.algorithm.num_steps, STAGES[stage]) as progress:
+                    run(config, inputs, progress)
+    report = write_demo_report(folder)
+    typer.echo(headline(folder / "run"))
+    typer.echo(f"report: {report}   policy: {folder / 'run' / 'policy'}")
+
+
+def stage_config(stage: str, overrides: Sequence[str], folder: Path, seed: int) -> RunConfig:
+    """The recipe of a stage with the demo's paths and the overrides that are meant for it."""
+    paths = {
+        "sft": ["model.path=world/model", "data.train=world/demonstrations.parquet"],
+        "reward_model": ["model.path=sft/policy", "data.train=world/pairs.parquet"],
+        "run": [
+            "model.path=sft/policy",
+            "data.train=world/prompts.parquet",
+            "data.validation=world/prompts_heldout.parquet",
+            "feedback.rewards.rm.path=reward_model/policy",
+        ],
+    }
+    given = [item.replace("=", f"={folder}/", 1) for item in paths[stage]]
+    given += [f"cluster.run_dir={folder / stage}", f"data.seed={seed}"]
+    prefixes = tuple(f"{name}." for name in STAGES if name != "run")
+    for override in overrides:
+        if override.startswith(f"{stage}."):
+            given.append(override.removeprefix(f"{stage}."))
+        elif stage == "run" and not override.startswith(prefixes):
+            given.append(override)
+    return load_config(RECIPES / f"{stage}.yaml", given)
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or with the first number behind it that no folder has."""
+    number, folder = 1, wanted
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+def write_world_and_model(folder: Path, seed: int) -> None:
+    """The world's data as Parquet and an untrained policy with its tokenizer."""
+    from rl.world.write import write_world
+
+    from rl.world.model import write_model
+
+    write_world(folder, seed=seed)
+    write_model(folder / "model", seed=seed)

@@ -1,0 +1,69 @@
+"""Answering held-out prompts and judging the answers: before, after, and policy against policy."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.rollout import SampleRequest
+from cluster.fleet import Fleet
+from cluster.scoring import ScoringGroup, merge_scores
+from rl.types import Prompt
+
+SEED_OFFSET = 1_000_000_000
+"""Evaluation draws from seeds of its own, so that it never repeats a training sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedReply:
+    """A reply to a held-out prompt and what every judge said of it."""
+
+    prompt: str
+    reply: str
+    num_tokens: int
+    finish_reason: str
+    rewards: dict[str, float]
+
+
+async def answer_and_judge(
+    fleet: Fleet,
+    rewards: Mapping[str, ScoringGroup],
+    prompts: Sequence[Prompt],
+    seed: int,
+) -> list[JudgedReply]:
+    """One reply to each prompt, sampled with the run's settings, in the order of the prompts."""
+    requests = [
+        SampleRequest(
+            group_id=-1 - index,
+            prompt=prompt,
+            num_samples=1,
+            seed=(seed + SEED_OFFSET + index) % 2**31,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    parts = [part.tolist() for part in np.array_split(np.arange(len(requests)), len(fleet.engines))]
+    groups = await asyncio.gather(
+        *(fleet.generate([requests[i] for i in part]) for part in parts if part)
+    )
+    rollouts = [group[0] for part in groups for group in part]
+    results = await asyncio.gather(*(group.score(rollouts) for group in rewards.values()))
+    scores = {name: s for parts in results for name, s in merge_scores(parts).items()}
+    return [
+        JudgedReply(
+            prompt=rollout.prompt.text,
+            reply=rollout.text,
+            num_tokens=len(rollout.tokens),
+            finish_reason=rollout.finish_reason,
+            rewards={name: values[index] for name, values in scores.items()},
+        )
+        for index, rollout in enumerate(rollouts)
+    ]
+
+
+def means(replies: Sequence[JudgedReply]) -> dict[str, float]:
+    """Mean of every named reward and part."""
+    return {
+        name: float(np.mean([reply.rewards[name] for reply in replies]))
+        for name in replies[0].rewards
+    }

@@ -1,0 +1,110 @@
+"""A run's inputs, checked and read before any process starts: folders, tokenizers, data, judges.
+
+Whatever is wrong with them is the user's to mend and is refused here in one line.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.reward import load_function
+from configs.errors import ConfigError
+from configs.plan import available_cores, available_memory, derive
+from configs.schema import RunConfig
+from rl.data.encode import load_demonstrations, load_pairs, load_prompts, split_validation
+from rl.folders import check_model_folder, context_length, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Everything a run needs that is small enough to hold in the driver."""
+
+    pad_token_id: int
+    train: list[Any]
+    """Prompts, demonstrations or pairs."""
+    validation: list[Any]
+
+
+def read_inputs(config: RunConfig) -> Inputs:
+    """Check and read all inputs; raises `ValueError` with one line."""
+    check_models(config)
+    tokenizer = load_tokenizer(config.model.path)
+    train = read_rows(config, config.data.train, tokenizer)
+    if config.data.validation:
+        validation = read_rows(config, config.data.validation, tokenizer)
+    else:
+        train, validation = split_validation(
+            train, config.data.validation_fraction, config.data.seed
+        )
+    pad_token_id = tokenizer.pad_token_id
+    assert isinstance(pad_token_id, int)
+    return Inputs(pad_token_id=pad_token_id, train=train, validation=validation)
+
+
+def check_models(config: RunConfig) -> None:
+    """Refuse incomplete model folders, judges that cannot be loaded, and plans that do not fit."""
+    model_config = check_model_folder(config.model.path, field="model.path")
+    longest = context_length(model_config)
+    if config.model.max_length > longest:
+        raise ConfigError(
+            f"model.max_length is {config.model.max_length}, but {config.model.path} was made for "
+            f"{longest} tokens; lower it"
+        )
+    for field, path in (
+        ("model.reference", config.model.reference),
+        ("model.critic", config.model.critic),
+    ):
+        if path:
+            check_model_folder(path, field=field)
+    for name, reward in config.feedback.rewards.items():
+        field = f"feedback.rewards.{name}.path"
+        if reward.kind == "model":
+            assert reward.path is not None
+            check_model_folder(reward.path, field=field)
+            load_tokenizer(reward.path, field=field)
+        elif reward.kind == "function":
+            assert reward.path is not None
+            load_function(reward.path)
+    plan = derive(config, model_config, available_memory(), cores=available_cores())
+    if plan.refusal:
+        raise ConfigError(plan.refusal)
+
+
+def read_rows(config: RunConfig, path: str, tokenizer: Any) -> list[Any]:
+    """Read a data file as what the algorithm learns from: demonstrations, pairs or prompts."""
+    data, max_length = config.data, config.model.max_length
+    shared: dict[str, Any] = {"overlong": data.overlong, "system_prompt": data.system_prompt}
+    if config.algorithm.name == "sft":
+        return load_demonstrations(path, tokenizer, max_length=max_length, **shared)
+    if config.algorithm.name == "reward_model":
+        return load_pairs(path, tokenizer, max_length=max_length, **shared)
+    longest = data.max_prompt_length or max_length - data.sampling.max_new_tokens
+    return load_prompts(path, tokenizer, max_prompt_length=longest, **shared)
+
+
+def prepare_run_dir(config: RunConfig, *, resume: bool, text: str) -> Path:
+    """Create the run folder with its config.yaml, or find the one to resume.
+
+    Refuses a folder that cannot be written, that already holds a run (unless resuming), or that
+    holds none (when resuming).
+    """
+    folder = Path(config.cluster.run_dir)
+    has_run = (folder / "config.yaml").exists()
+    if has_run and not resume:
+        raise ConfigError(
+            f"cluster.run_dir: {folder} already holds a run; resume it with --resume, or give "
+            "another folder"
+        )
+    if resume and not has_run:
+        raise ConfigError(f"cluster.run_dir: {folder} holds no run to resume")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(text)
+    except OSError as error:
+        raise ConfigError(
+            f"cluster.run_dir: {folder} cannot be written ({error.strerror}); give another folder"
+        ) from error
+    return folder

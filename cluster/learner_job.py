@@ -1,0 +1,212 @@
+"""What every learner rank runs under Ray Train: for experience in stream, update, publish, report.
+
+Ray Train restarts this function from the last reported checkpoint, at whatever world size is there.
+"""
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from random import Random
+
+import ray
+import ray.train
+import torch
+from ray.train import Checkpoint
+
+from actors.learner import Learner
+from actors.policy_update import update_policy
+from actors.supervised_update import objective
+from cluster.jobs import OfflineJob, OnlineJob
+from cluster.ledger import write_table
+from cluster.publisher import Publisher
+from cluster.runtime import log_to_file
+from configs.schema import RunConfig
+from rl.experience import experience_table
+from rl.types import Experience, Metrics
+
+logger = logging.getLogger(__name__)
+
+
+def _start(config: RunConfig, pad_token_id: int) -> Learner:
+    """Build this rank's learner, from the last checkpoint where there is one."""
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    log_to_file(config.cluster.run_dir, f"learner-{rank}")
+    # DeepSpeed would otherwise take every NUMA node of the machine for a rank.
+    os.environ["LOCAL_SIZE"] = str(context.get_local_world_size())
+    torch.manual_seed(config.data.seed)
+    learner = Learner(config, pad_token_id)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder, tempfile.TemporaryDirectory() as work:
+            learner.load(Path(folder), Path(work))
+        logger.info("resumed after step %d", learner.state.version)
+    return learner
+
+
+def learn_online(job: OnlineJob) -> None:
+    """The learner of an online run."""
+    config = job.config
+    learner = _start(config, job.pad_token_id)
+    log = MetricsLog(config, learner)
+    publisher = Publisher(learner, job.engines, job.probes)
+    publisher.connect()
+    publisher.publish(learner.state.version)
+    if learner.rank == 0:
+        _answer_before(job)
+        ray.get(job.collector.begin.remote(learner.state.version))
+    for step in range(learner.state.version + 1, config.algorithm.num_steps + 1):
+        started = time.monotonic()
+        experiences, timing = _take(job, step, learner)
+        taken = time.monotonic()
+        metrics, batch, targets = update_policy(learner, experiences)
+        trained = time.monotonic()
+        metrics |= publisher.publish(step)
+        if learner.rank == 0:
+            ray.get(job.collector.advance.remote(step))
+        write_table(
+            experience_table(
+                step,
+                experiences,
+                batch,
+                old_logprobs=targets.old_logprobs,
+                advantages=targets.advantages,
+                scores=targets.scores,
+            ),
+            Path(config.cluster.run_dir)
+            / "experience"
+            / f"step={step:06d}"
+            / f"rank={learner.rank}.parquet",
+        )
+        metrics |= timing | {"time/wait": taken - started, "time/train": trained - taken}
+        metrics |= _staleness(learner, experiences, step)
+        log.write(step, metrics, started)
+        _checkpoint(learner, config, step)
+    learner.export(Path(config.cluster.run_dir) / "policy")
+
+
+def _answer_before(job: OnlineJob) -> None:
+    """Let the policy answer the held-out prompts before it learns anything; once in a run."""
+    path = Path(job.config.cluster.run_dir) / "before.json"
+    if path.exists():
+        return
+    deadline_s = job.config.cluster.rollout.generate_deadline_s
+    replies = ray.get(job.collector.evaluate.remote(job.held_out), timeout=deadline_s)
+    path.write_text(json.dumps([asdict(reply) for reply in replies]))
+
+
+def _take(job: OnlineJob, step: int, learner: Learner) -> tuple[list[Experience], Metrics]:
+    """This rank's share of a step's groups; waits as long as sampling takes."""
+    refs, timing = ray.get(job.collector.take.remote(step, learner.rank, learner.world_size))
+    return ray.get(refs), timing
+
+
+def _staleness(learner: Learner, experiences: Sequence[Experience], step: int) -> Metrics:
+    """Learner versions between a reply's oldest token and the policy it was used on."""
+    ages = [
+        step - 1 - rollout.oldest_version
+        for experience in experiences
+        for rollout in experience.rollouts
+    ]
+    total = learner.reduce(torch.tensor([float(sum(ages)), float(len(ages))]))
+    return {
+        "staleness/mean": float(total[0] / total[1]),
+        "staleness/max": float(learner.maximum(max(ages))),
+    }
+
+
+def learn_offline(job: OfflineJob) -> None:
+    """The learner of SFT and reward-model training."""
+    config = job.config
+    learner = _start(config, job.pad_token_id)
+    log = MetricsLog(config, learner)
+    task = objective(learner)
+    held_out = job.validation[learner.rank :: learner.world_size] or job.validation[:1]
+    num_steps = config.algorithm.num_steps
+    metrics: Metrics = {}
+    for step in range(learner.state.version + 1, num_steps + 1):
+        started = time.monotonic()
+        rows = offline_rows(config, step, len(job.train))[learner.rank :: learner.world_size]
+        metrics = task.train([job.train[row] for row in rows])
+        if step == 1 or step % config.algorithm.validation_interval == 0 or step == num_steps:
+            metrics |= task.validate(held_out)
+        metrics["time/train"] = time.monotonic() - started
+        log.write(step, metrics, started)
+        _checkpoint(learner, config, step)
+    bias = metrics.get("validation/chosen_score")
+    if bias is not None:
+        # Rewards start near 0 under the policy that wrote the better replies (methods 3.2, item 3).
+        learner.set_reward_bias(bias)
+    learner.export(Path(config.cluster.run_dir) / "policy")
+
+
+def offline_rows(config: RunConfig, step: int, num_rows: int) -> list[int]:
+    """Rows of one step: every epoch is a new permutation, and an epoch may end inside a step."""
+    per_step = config.data.prompts_per_step
+    rows: list[int] = []
+    position = (step - 1) * per_step
+    while len(rows) < per_step:
+        epoch, start = divmod(position, num_rows)
+        order = list(range(num_rows))
+        Random(f"{config.data.seed}-{epoch}").shuffle(order)
+        part = order[start : start + per_step - len(rows)]
+        rows += part
+        position += len(part)
+    return rows
+
+
+def _checkpoint(learner: Learner, config: RunConfig, step: int) -> None:
+    """Report a checkpoint through Ray Train every so many steps and at the end; a barrier."""
+    interval = config.cluster.checkpoint.interval
+    if step % interval and step != config.algorithm.num_steps:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        learner.save(Path(folder))
+        ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(folder))
+
+
+class MetricsLog:
+    """metrics.jsonl: one object per learner step, written by rank 0."""
+
+    def __init__(self, config: RunConfig, learner: Learner) -> None:
+        self.path = Path(config.cluster.run_dir) / "metrics.jsonl"
+        self.is_writer = learner.rank == 0
+        self.learner = learner
+        self.is_synchronous = config.algorithm.max_staleness == 0
+        self.previous_s = 0.0
+        self.started = time.monotonic()
+        if self.is_writer:
+            self._rewind(learner.state.version)
+
+    def _rewind(self, step: int) -> None:
+        """Forget steps after the checkpoint: they are run again."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        self.previous_s = json.loads(kept[-1])["time_s"] if kept else 0.0
+        self.path.write_text("".join(f"{line}\n" for line in kept))
+
+    def write(self, step: int, metrics: Metrics, step_started: float) -> None:
+        """Append a step; adds the clock, the idle share and the speed."""
+        if not self.is_writer:
+            return
+        now = time.monotonic()
+        metrics["time/step"] = now - step_started
+        metrics["tokens_per_s"] = metrics["num_tokens"] / metrics["time/step"]
+        if self.is_synchronous and "time/sample" in metrics:
+            phases = ("time/sample", "time/score", "time/train", "time/sync")
+            metrics["time/idle"] = max(0.0, metrics["time/step"] - sum(metrics[p] for p in phases))
+        elif "time/wait" in metrics:
+            metrics["time/idle"] = metrics["time/wait"]
+        record = {
+            "step": step,
+            "policy_version": self.learner.state.version,
+            "time_s": round(self.previous_s + now - self.started, 3),
+            **{name: float(f"{value:.7g}") for name, value in metrics.items()},
+        }
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")

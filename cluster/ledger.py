@@ -1,0 +1,104 @@
+"""The ledger: which prompt group was used at which learner step, written once per step.
+
+`ledger/step=000012.parquet` appears, whole, when step 12 has been learned from. A group counts as
+used when its row is there. Going back to a checkpoint of step s moves the files of later steps to
+`discarded/`: those steps are run again, and their groups with them.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA = pa.schema(
+    [
+        ("group_id", pa.int64()),
+        ("status", pa.string()),
+        ("step", pa.int64()),
+        ("attempts", pa.int32()),
+        ("engine", pa.string()),
+        ("oldest_version", pa.int64()),
+        ("newest_version", pa.int64()),
+        ("num_samples", pa.int32()),
+        ("num_tokens", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerRow:
+    """One prompt group of one learner step."""
+
+    group_id: int
+    status: str
+    """`used`."""
+    step: int
+    attempts: int
+    engine: str
+    oldest_version: int
+    newest_version: int
+    num_samples: int
+    num_tokens: int
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file that is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, partial)
+    partial.replace(path)
+
+
+class Ledger:
+    """Used groups by step, on disk.
+
+    >>> # ledger.commit(12, rows); ledger.rewind(10); ledger.used() == groups of steps 1..10
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.run_dir = Path(run_dir)
+        self.folder = self.run_dir / "ledger"
+
+    def commit(self, step: int, rows: Iterable[LedgerRow]) -> None:
+        """Record the groups that `step` learned from."""
+        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+        write_table(table, self.folder / f"step={step:06d}.parquet")
+
+    def rewind(self, step: int) -> int:
+        """Discard what was recorded after `step`; returns how many steps that were."""
+        later = [file for file in self._files() if _step(file) > step]
+        for file in later:
+            self._discard(file)
+        for folder in (self.run_dir / "experience").glob("step=*"):
+            if _step(folder) > step:
+                self._discard(folder)
+        return len(later)
+
+    def _discard(self, path: Path) -> None:
+        target = self.run_dir / "discarded" / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+
+    def used(self) -> set[int]:
+        """Ids of all groups that were learned from."""
+        return set(read_ledger(self.run_dir)["group_id"].to_pylist()) if self._files() else set()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("step=*.parquet"))
+
+
+def read_ledger(run_dir: str | Path) -> pa.Table:
+    """All rows, ordered by step."""
+    files = sorted((Path(run_dir) / "ledger").glob("step=*.parquet"))
+    tables = [pq.ParquetFile(file).read() for file in files]
+    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step="))

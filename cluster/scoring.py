@@ -1,0 +1,217 @@
+"""Reward and reference actors as groups that score, with deadline, retry and replacement."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from actors.reward import Judge, Scores, build_judge
+from actors.specs import FrozenSpec
+from cluster.runtime import free_port, log_to_file, role_env
+from configs.schema import RewardConfig, RunConfig, ScoringPlacement
+from rl.types import Rollout
+
+logger = logging.getLogger(__name__)
+
+Spawn = Callable[[], list[Any]]
+"""Creates the workers of a group anew; they load side by side."""
+
+
+class RewardWorker:
+    """One worker of a named reward."""
+
+    def __init__(
+        self, name: str, reward: RewardConfig, spec: FrozenSpec | None, run_dir: str
+    ) -> None:
+        log_to_file(run_dir, f"reward-{name}-{spec.rank if spec else 0}")
+        self.name = name
+        self.judge: Judge = build_judge(name, reward, spec)
+
+    def score(self, rollouts: Sequence[Rollout]) -> Scores:
+        """Judge this worker's share of the replies."""
+        return self.judge.score(rollouts)
+
+    def ready(self) -> bool:
+        """Answers once the judge is loaded."""
+        return True
+
+    def __repr__(self) -> str:
+        return f"Reward({self.name})"
+
+
+class ReferenceWorker:
+    """One worker of the reference policy."""
+
+    def __init__(self, spec: FrozenSpec, temperature: float, run_dir: str) -> None:
+        from actors.reference import Reference  # loads torch, in this process alone
+
+        log_to_file(run_dir, f"reference-{spec.rank}")
+        self.reference = Reference(spec, temperature)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+        """Log-probs of this worker's share of the replies."""
+        return self.reference.logprobs(rollouts)
+
+    def ready(self) -> bool:
+        """Answers once the model is loaded."""
+        return True
+
+    def __repr__(self) -> str:
+        return repr(self.reference)
+
+
+class ScoringGroup:
+    """Workers that answer together; one call at a time, so ranks see calls in the same order."""
+
+    def __init__(
+        self, name: str, spawn: Spawn, *, deadline_s: float, attempts: int, start_deadline_s: float
+    ) -> None:
+        self.name = name
+        self.spawn = spawn
+        self.deadline_s = deadline_s
+        self.attempts = attempts
+        self.start_deadline_s = start_deadline_s
+        self.retries = 0
+        self.workers = spawn()
+        self._turn = asyncio.Lock()
+        self._is_ready = False
+
+    async def ready(self) -> None:
+        """Wait until all workers have loaded."""
+        calls = [worker.ready.remote() for worker in self.workers]
+        try:
+            await asyncio.wait_for(asyncio.gather(*calls), self.start_deadline_s)
+        except TimeoutError as error:
+            raise RuntimeError(
+                f"{self.name} did not start within {self.start_deadline_s:.0f} s; "
+                f"see its log in the run folder"
+            ) from error
+        self._is_ready = True
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[Any]:
+        """The workers' results in order; raises once `attempts` tries have failed.
+
+        A failed score is never a number: no reply is used without one.
+        """
+        reason, cause = "", None
+        async with self._turn:
+            for attempt in range(1, self.attempts + 1):
+                if not self._is_ready:
+                    await self.ready()
+                try:
+                    return await self._call(rollouts)
+                except (GetTimeoutError, TimeoutError) as error:
+                    reason, cause = f"no answer within {self.deadline_s:.0f} s", error
+                    self._replace()
+                except RayActorError as error:
+                    reason, cause = "its process died", error
+                    self._replace()
+                except RayTaskError as error:
+                    reason, cause = str(error.cause), error
+                self.retries += 1
+                logger.warning("%s failed (try %d): %s", self.name, attempt, reason)
+        raise RuntimeError(
+            f"{self.name} failed {self.attempts} times (phase: score); last: {reason}"
+        ) from cause
+
+    async def _call(self, rollouts: Sequence[Rollout]) -> list[Any]:
+        shares = np.array_split(np.arange(len(rollouts)), len(self.workers))
+        calls = []
+        for worker, share in zip(self.workers, shares, strict=True):
+            # A worker without a share still has to take part in the group's collectives.
+            rows = share if len(share) else np.arange(1)
+            calls.append(worker.score.remote([rollouts[int(row)] for row in rows]))
+        results = await asyncio.wait_for(asyncio.gather(*calls), self.deadline_s)
+        return [result for result, share in zip(results, shares, strict=True) if len(share)]
+
+    def _replace(self) -> None:
+        for worker in self.workers:
+            ray.kill(worker)
+        self.workers = self.spawn()
+        self._is_ready = False
+
+
+def merge_scores(parts: Sequence[Scores]) -> Scores:
+    """The workers' shares side by side again."""
+    return {name: tuple(x for part in parts for x in part[name]) for name in parts[0]}
+
+
+def reward_groups(config: RunConfig) -> dict[str, ScoringGroup]:
+    """One group per named reward."""
+    placement = config.cluster.reward
+    return {
+        name: ScoringGroup(
+            f"reward {name}",
+            partial(_spawn_reward, config, name, reward),
+            deadline_s=config.feedback.deadline_s,
+            attempts=config.feedback.attempts,
+            start_deadline_s=placement.start_deadline_s,
+        )
+        for name, reward in config.feedback.rewards.items()
+    }
+
+
+def _spawn_reward(config: RunConfig, name: str, reward: RewardConfig) -> list[Any]:
+    placement, run_dir = config.cluster.reward, config.cluster.run_dir
+    if reward.kind != "model":
+        return [_worker(RewardWorker, placement, config).remote(name, reward, None, run_dir)]
+    assert reward.path is not None
+    return [
+        _worker(RewardWorker, placement, config).remote(name, reward, spec, run_dir)
+        for spec in frozen_specs(config, "value", reward.path, placement.num_workers)
+    ]
+
+
+def reference_group(config: RunConfig) -> ScoringGroup:
+    """The frozen reference policy."""
+    return ScoringGroup(
+        "the reference policy",
+        partial(_spawn_reference, config),
+        deadline_s=config.feedback.deadline_s,
+        attempts=config.feedback.attempts,
+        start_deadline_s=config.cluster.reference.start_deadline_s,
+    )
+
+
+def _spawn_reference(config: RunConfig) -> list[Any]:
+    placement = config.cluster.reference
+    path = config.model.reference or config.model.path
+    return [
+        _worker(ReferenceWorker, placement, config).remote(
+            spec, config.data.sampling.temperature, config.cluster.run_dir
+        )
+        for spec in frozen_specs(config, "policy", path, placement.num_workers)
+    ]
+
+
+def frozen_specs(
+    config: RunConfig, kind: Literal["policy", "value"], path: str, size: int
+) -> list[FrozenSpec]:
+    """One spec per worker; several meet at a port of the node that creates them."""
+    address = f"{ray.util.get_node_ip_address()}:{free_port()}" if size > 1 else ""
+    return [
+        FrozenSpec(
+            kind=kind,
+            path=path,
+            dtype=config.model.dtype,
+            device=config.cluster.device,
+            max_tokens=config.algorithm.tokens_per_micro_batch,
+            rank=rank,
+            world_size=size,
+            address=address,
+        )
+        for rank in range(size)
+    ]
+
+
+def _worker(cls: type, placement: ScoringPlacement, config: RunConfig) -> Any:
+    return ray.remote(cls).options(
+        num_cpus=placement.cpus_per_worker,
+        num_gpus=placement.gpus_per_worker,
+        runtime_env=role_env(placement.cpus_per_worker, config.cluster.device),
+    )

@@ -1,0 +1,92 @@
+"""Driving Ray Train: fit in a thread, watch metrics.jsonl, stop on silence, failure or Ctrl-C."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from cluster.progress import RunProgress
+from cluster.runtime import role_env
+from configs.schema import RunConfig as Config
+from rl.types import Metrics
+
+
+def trainer(config: Config, function: Callable[[dict[str, Any]], None], job: Any) -> TorchTrainer:
+    """A Ray Train worker group whose checkpoints land in the run folder.
+
+    A trainer of the same folder goes on from the last checkpoint there.
+    """
+    placement, cluster = config.cluster.learner, config.cluster
+    resources = {"CPU": placement.cpus_per_worker}
+    if placement.gpus_per_worker:
+        resources["GPU"] = placement.gpus_per_worker
+    return TorchTrainer(
+        function,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=placement.num_workers,
+            use_gpu=placement.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            storage_path=str(Path(cluster.run_dir).resolve()),
+            name="checkpoints",
+            failure_config=FailureConfig(max_failures=placement.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=cluster.checkpoint.keep),
+            worker_runtime_env=role_env(placement.cpus_per_worker, cluster.device),
+        ),
+    )
+
+
+class MetricsTail:
+    """Reads what was appended to metrics.jsonl since the last look."""
+
+    def __init__(self, run_dir: str) -> None:
+        self.path = Path(run_dir) / "metrics.jsonl"
+        self.position = 0
+
+    def read(self) -> list[Metrics]:
+        """New whole lines; a line being written is left for the next look."""
+        if not self.path.exists():
+            return []
+        if self.path.stat().st_size < self.position:  # rewound by a restarted learner
+            self.position = 0
+        with self.path.open("rb") as file:
+            file.seek(self.position)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self.position += len(whole) + len(newline)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def fit(config: Config, made: TorchTrainer, progress: RunProgress) -> None:
+    """Run until the learner has finished; raises its error, or RuntimeError on long silence."""
+    errors: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            made.fit()
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+            errors.append(error)
+
+    thread = threading.Thread(target=target, daemon=True, name="ray-train")
+    thread.start()
+    tail, heard = MetricsTail(config.cluster.run_dir), time.monotonic()
+    while thread.is_alive():
+        thread.join(0.2)
+        for metrics in tail.read():
+            heard = time.monotonic()
+            progress.update(metrics)
+        if time.monotonic() - heard > config.cluster.learner_deadline_s:
+            raise RuntimeError(
+                f"the learner was silent for {config.cluster.learner_deadline_s:.0f} s (phase: "
+                "train); see logs/learner-0.log, or raise cluster.learner_deadline_s"
+            )
+    for metrics in tail.read():
+        progress.update(metrics)
+    if errors:
+        raise errors[0]

@@ -1,0 +1,302 @@
+"""The derived plan: counts by hand, memory by hand, refusals that name the way out."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import configs
+from configs.load import load_config
+from configs.machine import available_cores, available_memory, cgroup_headroom
+from configs.memory import (
+    ENGINE_PROCESS_GIB,
+    GIB,
+    RAY_GIB,
+    TORCH_PROCESS_GIB,
+    model_shape,
+)
+from configs.plan import derive, render
+from configs.sizes import count_parameters
+
+DEMO = Path(configs.__file__).parent / "demo"
+MODEL = {
+    "model_type": "qwen3",
+    "hidden_size": 100,
+    "intermediate_size": 300,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 50,
+    "vocab_size": 1000,
+    "tie_word_embeddings": True,
+}
+
+
+def plan(*overrides, recipe="run", model=MODEL, gib=100.0, cores=2):
+    config = load_config(DEMO / f"{recipe}.yaml", overrides)
+    return derive(config, model, int(gib * GIB) if gib else None, cores=cores)
+
+
+def refusal(*overrides, gib):
+    made = plan(*overrides, gib=gib)
+    assert not made.fits
+    assert made.refusal is not None
+    assert "\n" not in made.refusal
+    return made.refusal
+
+
+def role(made, name):
+    return next(role for role in made.roles if role.name == name)
+
+
+def size(made, name, part):
+    return next(p.gib for p in role(made, name).parts if p.name == part) * GIB
+
+
+# Counts: the demo has 32 prompts x 4 samples, 128 tokens at most, 80 steps
+
+
+def test_counts_of_an_online_run():
+    made = plan("cluster.learner.num_workers=3", "data.prompts_per_step=33")
+    assert made.sequences_per_step == 132
+    assert made.sequences_per_rank == 44
+    assert made.tokens_per_step == 132 * 128
+    assert made.total_samples == 80 * 132
+    assert made.optimizer_steps_per_step == 1
+
+
+def test_ppo_makes_epochs_times_minibatches_optimizer_steps():
+    assert plan("algorithm.name=ppo").optimizer_steps_per_step == 4
+
+
+def test_a_pair_is_two_sequences_and_one_sample():
+    made = plan(recipe="reward_model")
+    assert (made.sequences_per_step, made.total_samples) == (64, 200 * 32)
+
+
+def test_only_the_learner_runs_where_nothing_is_sampled():
+    assert [r.name for r in plan(recipe="sft").roles] == ["learner"]
+    assert [r.name for r in plan().roles] == ["learner", "engine", "reward", "reference"]
+
+
+def test_cpus_and_gpus_are_counted_over_all_processes():
+    made = plan(
+        "cluster.device=cuda",
+        "cluster.learner={num_workers: 4, cpus_per_worker: 2, gpus_per_worker: 1}",
+        "cluster.rollout={num_engines: 3, cpus_per_engine: 1, gpus_per_engine: 0.5}",
+        "cluster.reward={cpus_per_worker: 0.5, gpus_per_worker: 0.25}",
+        "cluster.reference={num_workers: 2, cpus_per_worker: 0.5, gpus_per_worker: 0.25}",
+    )
+    assert made.cpus == 4 * 2 + 3 + 0.5 + 2 * 0.5
+    assert made.gpus == 4 + 1.5 + 0.25 + 0.5
+
+
+def test_too_few_cores_are_a_warning_and_the_demo_asks_for_two():
+    assert plan().warnings == ()
+    (warning,) = plan(cores=1).warnings
+    assert warning == "roles ask for 2 CPUs and this machine has 1: they take turns"
+
+
+# Memory
+
+
+def test_states_of_the_learner_are_shared_by_its_ranks():
+    parameters = count_parameters(MODEL)
+    one, two = plan(), plan("cluster.learner.num_workers=2")
+    assert size(one, "learner", "policy optimizer") == pytest.approx(16 * parameters)
+    assert size(one, "learner", "policy weights") == pytest.approx(4 * parameters)
+    assert size(two, "learner", "policy optimizer") == pytest.approx(8 * parameters)
+    half = plan("model.dtype=bfloat16")
+    assert size(half, "learner", "policy optimizer") == pytest.approx(16 * parameters)
+    assert size(half, "learner", "policy weights") == pytest.approx(2 * parameters)
+
+
+def test_the_gathered_layer_is_the_larger_of_embedding_and_block():
+    # embedding 1000 x 100; block: 100 x (200 + 100) + 3 x 100 x 300 and norms, about 120,000
+    shape = model_shape(MODEL)
+    assert shape.largest_layer == (shape.parameters - 100_000) // 2
+    wide = model_shape({**MODEL, "vocab_size": 9000})
+    assert wide.largest_layer == 900_000
+    assert size(plan(), "learner", "policy layers") == pytest.approx(2 * 4 * shape.largest_layer)
+
+
+def test_activations_follow_tokens_layers_and_checkpointing():
+    # a token leaves 19 x 100 + 4 x 300 = 3100 values in a layer; 2 layers and one in the making
+    assert size(plan(), "learner", "activations") == pytest.approx(8192 * 3 * 3100 * 4)
+    fewer = plan("algorithm.tokens_per_micro_batch=1024")
+    assert size(fewer, "learner", "activations") == pytest.approx(1024 * 3 * 3100 * 4)
+    # inputs of 2 layers, and twice the inside of one
+    leaner = plan("model.gradient_checkpointing=true")
+    assert size(leaner, "learner", "activations") == pytest.approx(8192 * (200 + 6200) * 4)
+
+
+def test_a_micro_batch_is_never_larger_than_a_ranks_share_of_a_minibatch():
+    # 4 prompts x 4 samples x 128 tokens = 2048 on one rank, below the 8192 allowed
+    few = plan("data.prompts_per_step=4")
+    assert size(few, "learner", "activations") == pytest.approx(2048 * 3 * 3100 * 4)
+
+
+def test_only_gae_pays_for_a_critic():
+    rloo, ppo = (
+        [part.name for part in role(plan(f"algorithm.name={n}"), "learner").parts]
+        for n in ("rloo", "ppo")
+    )
+    assert "critic optimizer" not in rloo
+    assert {"critic optimizer", "critic weights", "critic layers"} <= set(ppo)
+
+
+def test_an_engine_holds_weights_cache_and_two_buckets():
+    made = plan("cluster.rollout.kv_cache_gib=0.5", "cluster.sync.bucket_mib=32")
+    assert size(made, "engine", "weights") == pytest.approx(4 * count_parameters(MODEL))
+    assert size(made, "engine", "KV cache") == 0.5 * GIB
+    assert size(made, "engine", "sync buffers") == 64 * 2**20
+    assert role(made, "engine").parts[0].gib == ENGINE_PROCESS_GIB
+
+
+def test_every_reward_model_is_counted_and_rules_are_free():
+    weights = 4 * count_parameters(MODEL)
+    assert size(plan(), "reward", "weights") == pytest.approx(weights)
+    two = plan("feedback.rewards.second={kind: model, path: p}")
+    assert size(two, "reward", "weights") == pytest.approx(2 * weights)
+    none = plan("feedback.rewards.rm=null", "feedback.rewards.gold.weight=1")
+    assert role(none, "reward").gib("host") == TORCH_PROCESS_GIB
+
+
+def test_on_gpus_only_processes_and_offloaded_states_stay_on_the_host():
+    cuda = (
+        "cluster.device=cuda",
+        "cluster.learner.gpus_per_worker=1",
+        "cluster.rollout.gpus_per_engine=1",
+        "cluster.reward.gpus_per_worker=0.5",
+        "cluster.reference.gpus_per_worker=0.5",
+    )
+    made = plan(*cuda)
+    assert made.host_gib == pytest.approx(RAY_GIB + 3 * TORCH_PROCESS_GIB + ENGINE_PROCESS_GIB)
+    assert role(made, "engine").gib("gpu") > 0.25
+    offloaded = plan(*cuda, "cluster.learner.offload_optimizer=true")
+    moved = (offloaded.host_gib - made.host_gib) * GIB
+    assert moved == pytest.approx(16 * count_parameters(MODEL))
+
+
+def test_the_total_counts_every_process_and_ray():
+    made = plan("cluster.rollout.num_engines=3")
+    expected = RAY_GIB + sum(r.count * r.gib("host") for r in made.roles)
+    assert made.host_gib == pytest.approx(expected)
+    grown = made.host_gib - plan().host_gib
+    assert grown == pytest.approx(2 * role(made, "engine").gib("host"))
+
+
+def test_the_demo_is_planned_within_its_budget():
+    tiny = {**MODEL, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
+    for name in ("rloo", "ppo"):
+        assert plan(f"algorithm.name={name}", model=tiny).host_gib < 12
+
+
+# Refusals
+
+
+def test_a_run_that_does_not_fit_names_the_largest_role_and_what_to_lower():
+    many = refusal("cluster.rollout.num_engines=8", gib=6)
+    assert "largest role is engine (8 x" in many
+    assert "lower cluster.rollout.num_engines" in many
+    cache = refusal("cluster.rollout.kv_cache_gib=50", gib=20)
+    assert "lower cluster.rollout.kv_cache_gib" in cache
+    tokens = "algorithm.tokens_per_micro_batch=500000"
+    long = refusal(tokens, "data.prompts_per_step=4000", gib=20)
+    assert "largest role is learner" in long
+    assert "lower algorithm.tokens_per_micro_batch" in long
+
+
+def test_following_the_advice_makes_it_fit():
+    big = ("cluster.rollout.kv_cache_gib=50",)
+    assert not plan(*big, gib=20).fits
+    assert plan("cluster.rollout.kv_cache_gib=5", gib=20).fits
+
+
+def test_the_users_memory_goes_before_the_machines():
+    assert plan("cluster.memory_gib=2").available_gib == 2
+    assert not plan("cluster.memory_gib=2").fits
+
+
+def test_another_cluster_is_not_judged_by_this_machine():
+    made = plan("cluster.address=ray://head:10001", gib=0.1, cores=1)
+    assert made.fits
+    assert made.available_gib is None
+    assert made.warnings == (
+        "memory is not checked: set cluster.memory_gib to what the run may take",
+    )
+
+
+def test_an_unknown_model_is_planned_without_its_weights_and_says_so():
+    made = plan(model=None)
+    assert made.host_gib == pytest.approx(
+        RAY_GIB + 3 * TORCH_PROCESS_GIB + ENGINE_PROCESS_GIB + 0.25
+    )
+    assert "size is unknown" in made.warnings[0]
+
+
+def test_a_model_whose_size_cannot_be_told_is_refused():
+    with pytest.raises(ValueError, match=r"config\.json"):
+        plan(model={"model_type": "qwen3"})
+
+
+def test_a_plan_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan().cpus = 3  # pyright: ignore[reportAttributeAccessIssue] - what is tested
+
+
+# The table
+
+
+def test_the_table_shows_every_role_and_the_verdict():
+    made = plan("cluster.rollout.num_engines=2")
+    lines = render(made).splitlines()
+    assert lines[0] == "rloo: 80 learner steps, 10,240 samples"
+    engine = next(line for line in lines if "engine" in line).split()
+    assert engine[:4] == ["engine", "2", "0.5", "0"]
+    assert float(engine[4]) == pytest.approx(role(made, "engine").gib("host"), abs=0.006)
+    total = next(line for line in lines if line.strip().startswith("total")).split()
+    assert float(total[3]) == pytest.approx(made.host_gib, abs=0.006)
+    assert lines[-1] == "fits"
+    assert max(len(line) for line in lines) <= 100
+
+
+def test_the_table_ends_with_the_refusal():
+    made = plan("cluster.memory_gib=1")
+    assert render(made).splitlines()[-1] == f"refused: {made.refusal}"
+
+
+# The machine
+
+
+def group(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("memory_", "memory.")).write_text(text)
+
+
+def test_cgroup_limits_of_the_second_version_count_from_the_innermost_out(tmp_path):
+    root = tmp_path / "cgroup"
+    group(root / "a/b", memory_max="1000\n", memory_current="700\n")
+    (root / "a/b/memory.stat").write_text("anon 1\ninactive_file 50\n")
+    group(root / "a", memory_max="max\n", memory_current="900\n")
+    group(root, memory_max="5000\n", memory_current="6000\n")
+    (tmp_path / "self").write_text("0::/a/b\n")
+    assert list(cgroup_headroom(root, tmp_path / "self")) == [350, 0]
+
+
+def test_cgroup_limits_of_the_first_version_are_read(tmp_path):
+    root = tmp_path / "cgroup"
+    group(root / "memory", memory_limit_in_bytes="1000", memory_usage_in_bytes="400")
+    (root / "memory/memory.stat").write_text("inactive_file 1\ntotal_inactive_file 100\n")
+    (tmp_path / "self").write_text("5:cpu,cpuacct:/x\n4:memory:/not/visible\n0::/\n")
+    assert list(cgroup_headroom(root, tmp_path / "self")) == [700]
+
+
+def test_without_control_groups_there_is_no_limit(tmp_path):
+    assert list(cgroup_headroom(tmp_path, tmp_path / "missing")) == []
+
+
+def test_this_machine_has_memory_and_cores():
+    assert available_memory() > 2**28
+    assert available_cores() >= 1
