@@ -16,7 +16,8 @@ else
 TORCH := --torch-backend $(if $(filter gpu,$(EXTRA)),auto,cpu)
 endif
 UV := $(BIN)/uv
-INSTALL := $(UV) pip install --quiet --python $(BIN)/python $(TORCH)
+# Bytecode is compiled once here, or each of a run's ten processes would compile all it imports.
+INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python $(TORCH)
 
 .PHONY: help install demo test check bench lock clean
 help:  ## list the targets

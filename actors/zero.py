@@ -50,6 +50,8 @@ def zero_config(
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": dtype == torch.bfloat16},
+        # In bfloat16 the 257th of equal micro-batches would add nothing to the sum of the others.
+        "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 2**31,
     }
 
@@ -164,16 +166,19 @@ def save_checkpoint(engine: deepspeed.DeepSpeedEngine, folder: Path) -> None:
 def load_checkpoint(engine: deepspeed.DeepSpeedEngine, folder: Path, work: Path) -> None:
     """Load a checkpoint written at any world size; a collective.
 
-    ZeRO shards only fit the world size that wrote them. At another one, rank 0 of each node turns
-    them into DeepSpeed's universal format under `work` first.
+    ZeRO shards only fit the world size that wrote them. At another one, the first rank of each node
+    turns them into DeepSpeed's universal format under its `work` first, for all ranks of the node.
     """
     written_by = len(list((folder / "zero").glob("*_optim_states.pt")))
     if written_by == dist.get_world_size():
         engine.load_checkpoint(str(folder), tag="zero")
         return
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if local_rank == 0:
         _to_universal(folder / "zero", work / "universal")
-    dist.barrier()
+    works = [work] * dist.get_world_size()
+    dist.all_gather_object(works, work)  # waits for the conversion, too
+    work = works[dist.get_rank() - local_rank]  # ranks are numbered node by node
     settings = engine._config
     assert settings is not None
     settings.load_universal_checkpoint = True

@@ -121,8 +121,15 @@ def evaluate(
     with guarded(debug):
         from cluster.compare import compare, render
 
-        loaded = load_config(config, overrides or [])
-        result = compare(loaded, policy, baseline, prompts)
+        file = config / "config.yaml" if config.is_dir() else config
+        loaded = load_config(file, overrides or [])
+        try:
+            result = compare(loaded, policy, baseline, prompts)
+        except (KeyboardInterrupt, RuntimeError) as error:
+            if debug:
+                raise
+            typer.echo(f"error: {error}" if str(error) else "stopped", err=True)
+            raise typer.Exit(1) from error
         typer.echo(json.dumps(result) if json_output else render(result))
 
 

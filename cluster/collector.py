@@ -85,8 +85,8 @@ class Collector:
     ) -> tuple[list[Any], dict[str, float]]:
         """This rank's share of the groups of `step`, and how long sampling and scoring took."""
         while step not in self._batches:
-            assert self._loop is not None, "begin() comes first"
-            if self._loop.done():
+            # Other ranks may ask before rank 0 has begun; a loop that failed says why.
+            if self._loop is not None and self._loop.done():
                 self._loop.result()
             await asyncio.sleep(0.002)
         batch = await asyncio.shield(self._batches[step])

@@ -1,7 +1,7 @@
 """What a learner job is given, and its entry points for Ray Train.
 
-Kept apart from `cluster.learner_job`, so that the driver and Ray Train's controller, which only pass
-these on, load neither torch nor vLLM.
+Kept apart from `cluster.learner_job`, so that the driver and Ray Train's controller, which only
+pass these on, load neither torch nor vLLM.
 """
 
 from dataclasses import dataclass
