@@ -54,7 +54,8 @@ class FrozenModel:
         """Per sequence, the outputs from index `starts[i]` on.
 
         A policy answers with log-probs (n,) of the tokens at and after `starts[i]`; a judge with
-        the values of the states before those tokens. Sequences may be empty only as a whole list.
+        the values of the states before those tokens. At least one sequence: a member of a group
+        without work of its own is called with any one.
         """
         tokens = pad_tokens(sequences, 0)
         lengths = [len(sequence) for sequence in sequences]

@@ -51,6 +51,8 @@ class EngineSpec:
     placement: RolloutPlacement
     transport: str
     """`gloo`, `nccl` or `ipc`."""
+    device: str
+    """`cpu` or `cuda`."""
     seed: int
 
 
@@ -92,6 +94,9 @@ class RolloutEngine:
             tensor_parallel_size=tensor_parallel,
             distributed_executor_backend="mp" if tensor_parallel > 1 else "uni",
             enable_prefix_caching=True,
+            # vLLM 0.32 rewinds the generator of a seeded request whose prefill was cut in two, and
+            # CPU generators cannot be rewound: the engine core dies. So prompts go in whole there.
+            enable_chunked_prefill=False if spec.device == "cpu" else None,
             # Log-probs of the distribution that was sampled from: after temperature.
             logprobs_mode="processed_logprobs",
             seed=spec.seed,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from configs.schema import LearnerPlacement, OptimizerConfig
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 5 * 2**30
-"""Largest safetensors file of an export."""
+"""A safetensors file of an export is closed once it holds this much."""
 
 
 def zero_config(
@@ -179,11 +180,26 @@ def load_checkpoint(engine: deepspeed.DeepSpeedEngine, folder: Path, work: Path)
     works = [work] * dist.get_world_size()
     dist.all_gather_object(works, work)  # waits for the conversion, too
     work = works[dist.get_rank() - local_rank]  # ranks are numbered node by node
+    _load_universal(engine, work)
+
+
+def _load_universal(engine: deepspeed.DeepSpeedEngine, folder: Path) -> None:
+    """Load DeepSpeed's universal format, and give each group of parameters its own state back.
+
+    DeepSpeed 0.19 leaves all groups with one step counter, which AdamW then counts up once for each
+    of them, and with the settings of the first, so norms would decay.
+    """
+    optimizer: Any = engine.optimizer.optimizer  # pyright: ignore
+    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     settings = engine._config
     assert settings is not None
     settings.load_universal_checkpoint = True
-    engine.load_checkpoint(str(work), tag="universal")
+    engine.load_checkpoint(str(folder), tag="universal")
     settings.load_universal_checkpoint = False
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)
+    for state in optimizer.state.values():
+        state["step"] = deepcopy(state["step"])
 
 
 def _to_universal(source: Path, target: Path) -> None:

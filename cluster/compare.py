@@ -181,6 +181,7 @@ def _start_engine(config: RunConfig, side: Side) -> EngineHandle:
         sampling=config.data.sampling,
         placement=placement,
         transport=transport_of(config),
+        device=config.cluster.device,
         seed=config.data.seed,
     )
     engine_class: Any = ray.remote(LoggedEngine)

@@ -54,6 +54,7 @@ def start_engines(config: RunConfig) -> list[EngineHandle]:
             sampling=config.data.sampling,
             placement=placement,
             transport=transport_of(config),
+            device=config.cluster.device,
             seed=config.data.seed,
         )
         engine_class: Any = ray.remote(LoggedEngine)

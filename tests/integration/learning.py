@@ -17,6 +17,7 @@ from tests.integration.toy import PAD
 if TYPE_CHECKING:
     from actors.learner import Learner, Role
 
+
 def build(config: RunConfig, pad_token_id: int = PAD) -> "Learner":
     """A learner of this process group."""
     import torch
@@ -143,11 +144,16 @@ def read(learner: "Learner", shares: Sequence[Sequence[Any]]) -> dict[str, list[
 def interrupted(
     config: RunConfig, steps: Sequence[Sequence[Sequence[Any]]], folder: Path
 ) -> dict[str, Any]:
-    """Take every step, saving a checkpoint before the last one; what the last one came to."""
+    """Take every step, saving a checkpoint before the last one; what the last one came to.
+
+    Each rank writes into a folder of its own, as under Ray Train, which puts them together.
+    """
     learner = build(config)
     for shares in steps[:-1]:
         train(learner, shares[learner.rank])
-    learner.save(folder)
+    mine = folder / str(learner.rank)
+    mine.mkdir(parents=True)
+    learner.save(mine)
     return _last_step(learner, steps[-1])
 
 
@@ -187,8 +193,10 @@ def exported(
         learner.export(folder)
     finally:
         zero.SHARD_BYTES = usual
-    return pair_scores(learner, shares) if config.algorithm.name == "reward_model" else read(
-        learner, shares
+    return (
+        pair_scores(learner, shares)
+        if config.algorithm.name == "reward_model"
+        else read(learner, shares)
     )
 
 
@@ -196,7 +204,9 @@ def pair_scores(learner: "Learner", shares: Sequence[Sequence[Any]]) -> dict[str
     """(2,) scores of every pair of this rank."""
     from actors.supervised_update import PairRanking
 
-    return {"scores": [row.numpy().copy() for row in PairRanking(learner).scores(shares[learner.rank])]}
+    return {
+        "scores": [row.numpy().copy() for row in PairRanking(learner).scores(shares[learner.rank])]
+    }
 
 
 def export_to_a_full_disk(config: RunConfig, folder: Path) -> str:

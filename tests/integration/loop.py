@@ -62,7 +62,7 @@ class PlainLearner:
             MASTER_ADDR=host, MASTER_PORT=str(free_port()),
         )  # fmt: skip
         torch.manual_seed(config.data.seed)
-        dist.init_process_group("gloo")
+        dist.init_process_group("nccl" if config.cluster.device == "cuda" else "gloo")
         self.learner = Learner(config, pad_token_id=0)
 
     def connect(self, engines: list[EngineHandle], probes: list[list[int]]) -> None:
@@ -119,7 +119,10 @@ class PlainLearner:
 def start_plain_learner(config: RunConfig) -> Any:
     """The actor, as Ray Train would place it."""
     cls: Any = ray.remote(PlainLearner)
-    return cls.options(num_cpus=1, runtime_env=role_env(1, "cpu")).remote(config)
+    placement, device = config.cluster.learner, config.cluster.device
+    return cls.options(
+        num_cpus=1, num_gpus=placement.gpus_per_worker, runtime_env=role_env(1, device)
+    ).remote(config)
 
 
 def start_loop(config: RunConfig, probes: list[list[int]]) -> tuple[Any, list[EngineHandle]]:

@@ -173,7 +173,9 @@ def test_the_logged_gradient_norm_is_the_one_before_clipping(max_grad_norm, mode
 
 def global_norm(tensors: dict[str, np.ndarray]) -> float:
     """Euclidean norm of everything."""
-    return float(sum(np.square(tensor.astype(np.float64)).sum() for tensor in tensors.values())) ** 0.5
+    return (
+        float(sum(np.square(tensor.astype(np.float64)).sum() for tensor in tensors.values())) ** 0.5
+    )
 
 
 def test_warm_up_reaches_the_optimizer(model_folder, one_rank):
@@ -230,7 +232,12 @@ def plain_answers(
     """What `learning.answers` gives, from plain transformers, one sequence at a time."""
     model = toy.load_policy(policy)
     critic = AutoModelForSequenceClassification.from_pretrained(judge, dtype=torch.float32).eval()
-    found: dict[str, list[np.ndarray]] = {"logprobs": [], "values": [], "entropies": [], "probes": []}
+    found: dict[str, list[np.ndarray]] = {
+        "logprobs": [],
+        "values": [],
+        "entropies": [],
+        "probes": [],
+    }
     with torch.no_grad():
         for rollout in (rollout for row in rows for rollout in row.rollouts):
             start = len(rollout.prompt.tokens)

@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from actors.rollout import SampleRequest
+from cluster.fleet import start_engines
 from rl.types import Prompt
 from tests.integration.loop import start_loop, stop, tiny_run
 
@@ -78,3 +79,26 @@ def test_a_tensor_parallel_engine_takes_over_weights_exactly(
     (own,) = ray.get(learner.logprobs.remote([tokens]))
     assert abs(own[3:] - group[0].rollout_logprobs).max() <= 1e-4
     stop(learner, engines)
+
+
+def test_more_prompt_tokens_than_one_engine_step_holds_are_sampled_with_seeds(
+    world_model: Path, world_prompts: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(world_model, world_prompts, tmp_path / "run")
+    (engine,) = start_engines(config)
+    requests = [
+        SampleRequest(
+            group_id=row,
+            prompt=prompt(*(5 + (row * 7 + at) % 200 for at in range(40))),
+            num_samples=4,
+            seed=4 * row,
+        )
+        for row in range(150)
+    ]
+    ray.get(engine.actor.start.remote(), timeout=240)
+    groups = ray.get(engine.actor.generate.remote(requests), timeout=120)
+    assert [len(group) for group in groups] == [4] * 150
+    again = ray.get(engine.actor.generate.remote(requests[:3]), timeout=60)
+    for first, second in zip(groups[:3], again, strict=True):
+        assert [r.tokens.tolist() for r in first] == [r.tokens.tolist() for r in second]
+    ray.kill(engine.actor)
