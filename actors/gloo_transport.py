@@ -14,7 +14,7 @@ so a failed log-prob probe can name the tensors that differ (`rl.fingerprints`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -44,6 +44,10 @@ from rl.fingerprints import Fingerprint, fingerprint
 
 ALIGNMENT = 16
 """Bytes; every tensor starts at a multiple inside a bucket, so views of any dtype are legal."""
+
+
+GRACE_S = 5.0
+"""How long the engines' own account of a failure is waited for: it says more than a time-out."""
 
 
 @dataclass
@@ -124,6 +128,12 @@ def broadcast(group: ProcessGroup, buffer: torch.Tensor, timeout_s: float) -> No
     options.rootRank = 0
     options.timeout = timedelta(seconds=timeout_s)
     group.broadcast([buffer], options).wait()
+
+
+def engine_error(call: Future[None], error: RuntimeError) -> BaseException:
+    """What the engines say about a failed transfer, where they say anything; else `error`."""
+    wait([call], GRACE_S)
+    return (call.exception() if call.done() else None) or error
 
 
 @contextmanager
@@ -294,15 +304,19 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         # Both sides block until all have joined, so the engines are asked from a second thread.
         pool = ThreadPoolExecutor(max_workers=1)
         joined = pool.submit(client.init_weight_transfer_engine, asdict(worker_info))
-        group = join(
-            init_info.master_address,
-            init_info.master_port,
-            0,
-            init_info.world_size,
-            init_info.timeout_s,
-        )
-        joined.result(timeout=init_info.timeout_s)
-        pool.shutdown(wait=False)
+        try:
+            group = join(
+                init_info.master_address,
+                init_info.master_port,
+                0,
+                init_info.world_size,
+                init_info.timeout_s,
+            )
+            joined.result(timeout=init_info.timeout_s + GRACE_S)
+        except RuntimeError as error:
+            raise engine_error(joined, error) from error
+        finally:
+            pool.shutdown(wait=False)  # joining a thread whose peer is stuck would hang here
         return cls(client=client, source=source, init_info=init_info, group=group)
 
     def send_weights(self) -> None:
@@ -320,15 +334,18 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         )
         self.client.start_weight_update()
         pool = ThreadPoolExecutor(max_workers=1)
+        received = pool.submit(self.client.update_weights, asdict(update_info))
+        is_complete = False
         try:
-            received = pool.submit(self.client.update_weights, asdict(update_info))
             self._broadcast(metadata)
-            received.result(timeout=self.init_info.timeout_s)
-        except BaseException:
-            self.group = None  # peers still in the broadcast get an error instead of a time-out
-            raise
+            received.result(timeout=self.init_info.timeout_s + GRACE_S)
+            is_complete = True
+        except RuntimeError as error:
+            raise engine_error(received, error) from error
         finally:
-            pool.shutdown(wait=False)  # joining a thread whose peer is stuck would hang here
+            pool.shutdown(wait=False)
+            if not is_complete:
+                self.group = None  # peers still in the broadcast get an error, not a time-out
         self.client.finish_weight_update()
 
     def _broadcast(self, metadata: list[ParamMeta]) -> None:

@@ -91,7 +91,7 @@ class Learner:
         )
 
     def _head_std(self) -> float:
-        """1 / sqrt(d + 1), so that first scores are of size one (methods 3.2, item 3)."""
+        """1 / sqrt(d + 1), so that first scores are of size one (arXiv 2403.17031)."""
         text = (Path(self.config.model.path) / "config.json").read_text()
         return (json.loads(text)["hidden_size"] + 1) ** -0.5
 

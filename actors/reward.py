@@ -7,7 +7,9 @@ the parts beside it. Anything else is an error that names the reward and the fir
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence, Set
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,11 +35,17 @@ class FunctionReward:
 
     def __init__(self, name: str, path: str) -> None:
         self.name = name
+        self.path = path
         self.function = load_function(path)
 
     def score(self, rollouts: Sequence[Rollout]) -> Scores:
         """Call the function on all replies at once."""
-        scores = self.function(*texts(rollouts))
+        try:
+            scores = self.function(*texts(rollouts))
+        except Exception as error:  # whatever a user's function raises is the user's to mend
+            raise ValueError(
+                f"reward {self.name}: {self.path} raised {type(error).__name__}: {error}"
+            ) from error
         return {self.name: checked(self.name, scores, rollouts)}
 
 
@@ -114,17 +122,22 @@ def texts(rollouts: Sequence[Rollout]) -> tuple[list[str], list[str], list[dict[
 
 def checked(name: str, scores: Any, rollouts: Sequence[Rollout]) -> tuple[float, ...]:
     """One finite float per reply, or `ValueError`: a failed score is never taken for a number."""
-    if isinstance(scores, Mapping | str | bytes) or not hasattr(scores, "__len__"):
+    is_list = not isinstance(scores, Mapping | Set | str | bytes)
+    try:
+        listed = list(scores) if is_list else None
+    except TypeError:  # None, a single number, an array without dimensions
+        listed = None
+    if listed is None:
         raise ValueError(
             f"reward {name} returned {type(scores).__name__}; return a list of floats, one a reply"
         )
-    if len(scores) != len(rollouts):
+    if len(listed) != len(rollouts):
         raise ValueError(
-            f"reward {name} returned {len(scores)} scores for {len(rollouts)} replies; "
+            f"reward {name} returned {len(listed)} scores for {len(rollouts)} replies; "
             "return one per reply, in order"
         )
     numbers = []
-    for index, score in enumerate(scores):
+    for index, score in enumerate(listed):
         try:
             number = float(score)
         except (TypeError, ValueError) as error:
@@ -148,13 +161,14 @@ def load_function(path: str) -> RewardFunction:
         raise ValueError(
             f"{file}: no such file; give the path of a Python file with `{function_name}`"
         )
-    spec = importlib.util.spec_from_file_location("attune_reward_function", file)
+    loader = SourceFileLoader(f"attune_reward_{Path(file).stem}", file)  # whatever its suffix
+    spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[loader.name] = module  # dataclasses, among others, look their module up
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises is the user's mistake to read
+        loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's mistake
         raise ValueError(f"{file}: importing it failed: {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)
     if not callable(function):

@@ -122,7 +122,7 @@ def build_engine(
 
 
 def _initialise_head(network: torch.nn.Module, std: float) -> None:
-    """Draw the value head on rank 0 and share it; N(0, std), bias 0 (methods 3.2, item 3)."""
+    """Draw the value head on rank 0 and share it; N(0, std), bias 0 (arXiv 2403.17031)."""
     parameters = list(network.model.score.parameters())  # pyright: ignore
     with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
         if dist.get_rank() == 0:

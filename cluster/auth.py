@@ -3,6 +3,7 @@
 import os
 import secrets
 import sys
+from pathlib import Path
 
 
 def ensure_token() -> None:
@@ -15,6 +16,8 @@ def ensure_token() -> None:
     mode = os.environ.get("RAY_AUTH_MODE")
     assert mode is not None or "ray" not in sys.modules, "ensure_token() must precede import ray"
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    has_token = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    has_token = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or (
+        Path.home() / ".ray" / "auth_token"
+    ).exists()
     if os.environ["RAY_AUTH_MODE"] == "token" and not has_token:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -4,7 +4,9 @@ Exit codes: 0 success, 1 the run failed, 2 the user's input was refused.
 """
 
 import json
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +39,8 @@ Debug = Annotated[bool, typer.Option(help="Show tracebacks.")]
 
 def main() -> None:
     """Entry point of the console command."""
+    # DeepSpeed looks for `ninja` on PATH, also where the environment was not activated.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     app()
 
 

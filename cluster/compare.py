@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from actors.reward import load_function
-from actors.rollout import EngineSpec
 from cluster.evaluation import JudgedReply, answer_and_judge, means
-from cluster.fleet import EngineHandle, Fleet, LoggedEngine, transport_of
+from cluster.fleet import EngineHandle, Fleet, start_engine
 from cluster.inputs import read_rows
 from cluster.progress import default_console
-from cluster.runtime import keep_worker_logs, ray_session, role_env, root_cause
+from cluster.runtime import keep_worker_logs, ray_session, root_cause
 from cluster.scoring import reward_groups
 from configs.errors import ConfigError
 from configs.schema import OFFLINE, RunConfig
@@ -155,7 +153,7 @@ def _evaluation_config(config: RunConfig) -> RunConfig:
 
 async def _answers(config: RunConfig, sides: Sequence[Side]) -> list[list[JudgedReply]]:
     """Both sides' judged replies; engines and judges load side by side."""
-    engines = [_start_engine(config, side) for side in sides]
+    engines = [start_engine(config, side.name, str(side.path)) for side in sides]
     rewards = reward_groups(config)
     await asyncio.gather(
         _started(engines, config.cluster.rollout.start_deadline_s),
@@ -168,29 +166,6 @@ async def _answers(config: RunConfig, sides: Sequence[Side]) -> list[list[Judged
             for engine, side in zip(engines, sides, strict=True)
         )
     )
-
-
-def _start_engine(config: RunConfig, side: Side) -> EngineHandle:
-    """An engine with the run's settings and this side's weights; does not wait."""
-    placement = config.cluster.rollout
-    spec = EngineSpec(
-        name=side.name,
-        model_path=str(side.path),
-        dtype=config.model.dtype,
-        max_length=config.model.max_length,
-        sampling=config.data.sampling,
-        placement=placement,
-        transport=transport_of(config),
-        device=config.cluster.device,
-        seed=config.data.seed,
-    )
-    engine_class: Any = ray.remote(LoggedEngine)
-    actor = engine_class.options(
-        num_cpus=placement.cpus_per_engine,
-        num_gpus=placement.gpus_per_engine,
-        runtime_env=role_env(placement.cpus_per_engine, config.cluster.device),
-    ).remote(spec, config.cluster.run_dir)
-    return EngineHandle(name=side.name, actor=actor, num_workers=placement.tensor_parallel_size)
 
 
 async def _started(engines: Sequence[EngineHandle], deadline_s: float) -> None:

@@ -78,8 +78,7 @@ def free_folder(wanted: Path) -> Path:
 
 def write_world_and_model(folder: Path, seed: int) -> None:
     """The world's data as Parquet and an untrained policy with its tokenizer."""
-    from rl.world.write import write_world
-
+    from rl.world.generate import write_world
     from rl.world.model import write_model
 
     write_world(folder, seed=seed)

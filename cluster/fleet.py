@@ -41,34 +41,35 @@ def transport_of(config: RunConfig) -> str:
     return "ipc" if 0 < cluster.learner.gpus_per_worker < 1 else "nccl"
 
 
-def start_engines(config: RunConfig) -> list[EngineHandle]:
-    """Create all engine actors and let them load side by side; does not wait."""
+def start_engine(config: RunConfig, name: str, model_path: str) -> EngineHandle:
+    """Create one engine actor, which loads `model_path` with the run's settings; does not wait."""
     placement = config.cluster.rollout
-    handles = []
-    for index in range(placement.num_engines):
-        spec = EngineSpec(
-            name=f"engine-{index}",
-            model_path=config.model.path,
-            dtype=config.model.dtype,
-            max_length=config.model.max_length,
-            sampling=config.data.sampling,
-            placement=placement,
-            transport=transport_of(config),
-            device=config.cluster.device,
-            seed=config.data.seed,
-        )
-        engine_class: Any = ray.remote(LoggedEngine)
-        actor = engine_class.options(
-            name=spec.name,
-            num_cpus=placement.cpus_per_engine,
-            num_gpus=placement.gpus_per_engine,
-            runtime_env=role_env(placement.cpus_per_engine, config.cluster.device),
-        ).remote(spec, config.cluster.run_dir)
-        actor.start.remote()
-        handles.append(
-            EngineHandle(name=spec.name, actor=actor, num_workers=placement.tensor_parallel_size)
-        )
-    return handles
+    spec = EngineSpec(
+        name=name,
+        model_path=model_path,
+        dtype=config.model.dtype,
+        max_length=config.model.max_length,
+        sampling=config.data.sampling,
+        placement=placement,
+        transport=transport_of(config),
+        device=config.cluster.device,
+        seed=config.data.seed,
+    )
+    engine_class: Any = ray.remote(LoggedEngine)
+    actor = engine_class.options(
+        name=name,
+        num_cpus=placement.cpus_per_engine,
+        num_gpus=placement.gpus_per_engine,
+        runtime_env=role_env(placement.cpus_per_engine, config.cluster.device),
+    ).remote(spec, config.cluster.run_dir)
+    actor.start.remote()
+    return EngineHandle(name=name, actor=actor, num_workers=placement.tensor_parallel_size)
+
+
+def start_engines(config: RunConfig) -> list[EngineHandle]:
+    """Create all engines of a run and let them load side by side; does not wait."""
+    count = config.cluster.rollout.num_engines
+    return [start_engine(config, f"engine-{index}", config.model.path) for index in range(count)]
 
 
 class Fleet:

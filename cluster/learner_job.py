@@ -17,6 +17,7 @@ import ray
 import ray.train
 import torch
 from ray.train import Checkpoint
+from ray.train.torch import get_device
 
 from actors.learner import Learner
 from actors.policy_update import update_policy
@@ -40,6 +41,8 @@ def _start(config: RunConfig, pad_token_id: int) -> Learner:
     # DeepSpeed would otherwise take every NUMA node of the machine for a rank.
     os.environ["LOCAL_SIZE"] = str(context.get_local_world_size())
     torch.manual_seed(config.data.seed)
+    if config.cluster.device == "cuda":
+        torch.cuda.set_device(get_device())
     learner = Learner(config, pad_token_id)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
@@ -140,7 +143,7 @@ def learn_offline(job: OfflineJob) -> None:
         _checkpoint(learner, config, step)
     bias = metrics.get("validation/chosen_score")
     if bias is not None:
-        # Rewards start near 0 under the policy that wrote the better replies (methods 3.2, item 3).
+        # Rewards start near 0 under the policy that wrote the better replies (arXiv 2403.17031).
         learner.set_reward_bias(bias)
     learner.export(Path(config.cluster.run_dir) / "policy")
 

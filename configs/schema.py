@@ -140,7 +140,7 @@ class KLConfig(Section):
 
 
 class CorrectionConfig(Section):
-    """Importance weights for samples that another policy or another engine drew (methods 3.3)."""
+    """Importance weights for samples that another policy or another engine drew (`rl.correction`)."""
 
     mode: Literal[
         "none",

@@ -10,8 +10,10 @@ Fingerprint = tuple[float, float]
 
 
 def fingerprint(tensor: torch.Tensor) -> Fingerprint:
-    """Of one tensor of any shape."""
+    """Of one tensor of any shape and real dtype."""
     flat = tensor.detach().reshape(-1)
+    if not flat.is_floating_point():
+        flat = flat.double()
     # Accumulates in float64 without a float64 copy of what may be the largest tensor of the model.
     return (
         float(flat.sum(dtype=torch.float64)),

@@ -56,6 +56,11 @@ def as_arrays(module: nn.Module) -> dict[str, np.ndarray]:
     }
 
 
+def ready() -> None:
+    """Answers once vLLM is imported."""
+    import actors.gloo_transport  # noqa: F401 - for its import alone
+
+
 def join(info: dict[str, Any], dies_at_load: int | None = None) -> None:
     """Build a receiver and join the sender's group as the engine's only worker."""
     from actors.gloo_transport import GlooWeightTransferEngine
@@ -82,6 +87,10 @@ def leave() -> None:
     _receivers[0].shutdown()
 
 
-def refuse(_: dict[str, Any]) -> None:
-    """What an engine does that cannot take part."""
-    raise ValueError("engine-0 has no room for the new weights")
+def wait_for_a_silent_sender() -> str:
+    """Wait for an update that never comes; the error."""
+    try:
+        receive({"names": ["int64_2"], "dtype_names": ["int64"], "shapes": [[1]]})
+    except RuntimeError as error:
+        return str(error)
+    return ""

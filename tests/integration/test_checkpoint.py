@@ -17,7 +17,6 @@ from actors.specs import FrozenSpec
 from configs.schema import RunConfig
 from rl.data.encode import encode_for_reward
 from tests.integration import learning, toy
-from tests.integration.processes import Ranks
 
 STEPS = 3
 RESUME_TOLERANCE = 1e-5
@@ -142,9 +141,7 @@ def policy_gap(folder: Path, rows: list, found: list[dict]) -> float:
     rollouts = [rollout for row in rows for rollout in row.rollouts]
     with torch.no_grad():
         own = [toy.token_logprobs(model, [*r.prompt.tokens, *r.tokens]) for r in rollouts]
-    return max(
-        float(np.abs(a.numpy() - b).max()) for a, b in zip(own, probes, strict=True)
-    )
+    return max(float(np.abs(a.numpy() - b).max()) for a, b in zip(own, probes, strict=True))
 
 
 def test_a_large_export_is_cut_into_indexed_shards(model_folder, one_rank, tmp_path):
