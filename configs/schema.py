@@ -140,7 +140,7 @@ class KLConfig(Section):
 
 
 class CorrectionConfig(Section):
-    """Importance weights for samples that another policy or another engine drew (`rl.correction`)."""
+    """Importance weights for samples of another policy or another engine (`rl.correction`)."""
 
     mode: Literal[
         "none",

@@ -84,8 +84,8 @@ def rollout(folder: Path) -> dict[str, Any]:
     spec = EngineSpec(
         name="engine", model_path=str(folder / "model"), dtype="float32", max_length=128,
         sampling=SamplingConfig(max_new_tokens=NUM_TOKENS),
-        placement=RolloutPlacement(max_num_seqs=128, kv_cache_gib=0.1), transport="gloo", device="cpu",
-        seed=0,
+        placement=RolloutPlacement(max_num_seqs=128, kv_cache_gib=0.1), transport="gloo",
+        device="cpu", seed=0,
     )  # fmt: skip
     options = {"num_cpus": 2, "runtime_env": role_env(2, "cpu")}
     ours: Any = ray.remote(LoggedEngine).options(**options).remote(spec, str(folder))

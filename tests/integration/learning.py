@@ -46,7 +46,7 @@ class Recorder:
 
         from actors.zero import inner_model
 
-        engine = learner.engines[role]
+        engine: Any = learner.engines[role]
         model = inner_model(engine)
         self.parameters = parameters = dict(model.named_parameters())
         self.found: dict[str, np.ndarray] = {}
@@ -100,18 +100,20 @@ def first_step(
 
 def optimizer_step(config: RunConfig, shares: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """One step of the policy: its metrics, AdamW's first moments and the change of every tensor."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    import deepspeed.utils as full
 
     from actors.zero import inner_model
 
     learner = build(config)
-    parameters = dict(inner_model(learner.engines["policy"]).named_parameters())
-    before = {name: safe_get_full_fp32_param(p).clone() for name, p in parameters.items()}
+    parameters: Any = dict(inner_model(learner.engines["policy"]).named_parameters())
+    weight_of: Any = full.safe_get_full_fp32_param
+    state_of: Any = full.safe_get_full_optimizer_state
+    before = {name: weight_of(p).clone() for name, p in parameters.items()}
     metrics = train(learner, shares[learner.rank])
     moments, changes = {}, {}
     for name, p in parameters.items():
-        moments[name] = safe_get_full_optimizer_state(p, "exp_avg").numpy().copy()
-        changes[name] = (safe_get_full_fp32_param(p) - before[name]).numpy()
+        moments[name] = state_of(p, "exp_avg").numpy().copy()
+        changes[name] = (weight_of(p) - before[name]).numpy()
     return {"metrics": metrics, "moments": moments, "changes": changes}
 
 

@@ -33,7 +33,7 @@ def shared(steps: list[list[Any]], num_workers: int) -> list[list[list[Any]]]:
 
 
 def ppo(folder: Path, judge: Path, num_workers: int) -> RunConfig:
-    """Everything that has a state: critic, KL controller, running moments, a schedule, decay for some weights."""
+    """All that has a state: critic, KL controller, running moments, schedule, groups of weights."""
     settings = {
         "model": {"critic": str(judge)},
         "feedback": {"normalise": True},
@@ -72,6 +72,7 @@ def by_sample(parts: list[dict], name: str) -> dict[bytes, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("saved_at", "loaded_at"), [(2, 2), (2, 1), (1, 2)])
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
     saved_at, loaded_at, model_folder, judge_folder, one_rank, two_ranks, tmp_path
@@ -133,9 +134,10 @@ def tensor_names(folder: Path) -> list[str]:
 
 def policy_gap(folder: Path, rows: list, found: list[dict]) -> float:
     """Largest difference between the folder's log-probs and the learner's own."""
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
+    model, loading = loaded
     assert not any(loading.values()), loading
     probes = [row for part in found for row in part["probes"]]
     rollouts = [rollout for row in rows for rollout in row.rollouts]

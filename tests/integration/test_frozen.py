@@ -14,13 +14,12 @@ from tests.integration import toy
 from tests.integration.processes import Ranks, free_port
 from tests.integration.test_learner import largest_gap, plain_answers
 
+Kind = Literal["policy", "value"]
 Shares = list[tuple[list[list[int]], list[int]]]
 """Per rank, sequences and where their replies start."""
 
 
-def spec_of(
-    kind: Literal["policy", "value"], path: Path, *, address: str = "", rank: int = 0
-) -> FrozenSpec:
+def spec_of(kind: Kind, path: Path, *, address: str = "", rank: int = 0) -> FrozenSpec:
     """Micro-batches of 64 tokens: two or three sequences."""
     return FrozenSpec(
         kind=kind,
@@ -35,7 +34,7 @@ def spec_of(
 
 
 def group_outputs(
-    kind: Literal["policy", "value"], path: Path, address: str, calls: list[Shares]
+    kind: Kind, path: Path, address: str, calls: list[Shares]
 ) -> list[list[np.ndarray]]:
     """A rank's outputs for its share of every call; the process joins the group by itself."""
     import os
@@ -51,6 +50,7 @@ def group_outputs(
     return found
 
 
+@pytest.mark.slow
 def test_a_group_of_two_answers_like_one_process(model_folder, judge_folder):
     policy = model_folder("qwen3", tied=True)
     rows = toy.experiences(policy, (3, 2, 4))
@@ -64,10 +64,11 @@ def test_a_group_of_two_answers_like_one_process(model_folder, judge_folder):
     calls = [dealt((0, 5), (5, 9)), dealt((0, 1), (1, 9))]  # an odd number; one rank mostly idle
     plain = plain_answers(policy, judge_folder, rows, temperature=0.7)
     with Ranks(2, is_joined=False) as ranks:
-        for kind, path, name in (
+        cases: list[tuple[Kind, Path, str]] = [
             ("policy", policy, "logprobs"),
             ("value", judge_folder, "values"),
-        ):
+        ]
+        for kind, path, name in cases:
             alone = FrozenModel(spec_of(kind, path)).outputs(sequences, starts, 0.7)
             address = f"127.0.0.1:{free_port()}"
             parts = ranks.run(group_outputs, kind, path, address, calls)

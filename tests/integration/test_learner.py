@@ -241,9 +241,10 @@ def plain_answers(
     with torch.no_grad():
         for rollout in (rollout for row in rows for rollout in row.rollouts):
             start = len(rollout.prompt.tokens)
-            ids = torch.tensor([[*rollout.prompt.tokens, *rollout.tokens]])
-            found["logprobs"].append(toy.token_logprobs(model, ids[0], temperature)[start:].numpy())
-            found["probes"].append(toy.token_logprobs(model, ids[0]).numpy())
+            tokens = [*rollout.prompt.tokens, *rollout.tokens.tolist()]
+            ids = torch.tensor([tokens])
+            found["logprobs"].append(toy.token_logprobs(model, tokens, temperature)[start:].numpy())
+            found["probes"].append(toy.token_logprobs(model, tokens).numpy())
             before = (model(ids).logits[0, start - 1 : -1] / temperature).log_softmax(-1)
             found["entropies"].append(-(before.exp() * before).sum(-1).numpy())
             hidden = critic.model(ids).last_hidden_state[0, start - 1 : -1]

@@ -55,7 +55,8 @@ def write_policy(folder: Path, family: str, *, tied: bool) -> None:
 def write_judge(folder: Path) -> None:
     """A reward model with random weights, other ones than the policies', and its tokenizer."""
     torch.manual_seed(1)
-    Qwen3ForSequenceClassification(Qwen3Config(**SHAPE, num_labels=1)).save_pretrained(folder)
+    settings: dict[str, Any] = SHAPE | {"num_labels": 1}
+    Qwen3ForSequenceClassification(Qwen3Config(**settings)).save_pretrained(folder)
     tokenizer().save_pretrained(str(folder))
 
 
@@ -111,7 +112,7 @@ def token_logprobs(
     model: PreTrainedModel, tokens: Sequence[int], temperature: float = 1.0
 ) -> torch.Tensor:
     """(n,): log-probs of each token after the ones before it, 0 for the first; nothing padded."""
-    ids = torch.as_tensor(list(tokens))
+    ids = torch.tensor(tokens)
     logits = model(input_ids=ids[None]).logits[0].float() / temperature
     chosen = logits[:-1].log_softmax(-1).gather(-1, ids[1:, None]).squeeze(-1)
     return torch.cat([torch.zeros(1), chosen])

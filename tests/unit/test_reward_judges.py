@@ -39,8 +39,8 @@ def judge(tmp_path: Path, body: str) -> FunctionReward:
 
 
 def test_a_function_reads_prompts_replies_and_rows(tmp_path):
-    body = "return [len(p) + len(r.split()) + row['quality'] for p, r, row in zip(prompts, replies, rows)]"
-    assert judge(tmp_path, body).score(REPLIES) == {"r": (10 + 2 + 2, 10 + 1 + 5)}
+    body = "return [len(p) + len(r) + row['quality'] for p, r, row in zip(prompts, replies, rows)]"
+    assert judge(tmp_path, body).score(REPLIES) == {"r": (10 + 3 + 2, 10 + 1 + 5)}
 
 
 @pytest.mark.parametrize(
