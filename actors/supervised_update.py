@@ -140,6 +140,7 @@ class PairRanking:
         metrics = pair_metrics(reduced[:3])
         return {
             "validation/loss": float(reduced[3] / reduced[0]),
+            "validation/pairs": float(reduced[0]),
             "validation/chosen_score": float(reduced[4] / reduced[0]),
             **{f"validation/{name}": value for name, value in metrics.items()},
         }

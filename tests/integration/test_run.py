@@ -41,7 +41,12 @@ def finish(config: RunConfig, *options: str) -> subprocess.CompletedProcess[str]
 
 def start(config: RunConfig, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(config, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(config, *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A background job inherits an ignored SIGINT; a person at a terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
