@@ -17,6 +17,7 @@ import typer
 
 from cluster.auth import ensure_token
 from configs.load import load_config, to_yaml
+from configs.paths import absolute_paths
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -126,9 +127,9 @@ def evaluate(
         from cluster.compare import compare, render
 
         file = config / "config.yaml" if config.is_dir() else config
-        loaded = load_config(file, overrides or [])
+        loaded = absolute_paths(load_config(file, overrides or []))
         try:
-            result = compare(loaded, policy, baseline, prompts)
+            result = compare(loaded, policy.absolute(), baseline.absolute(), prompts)
         except (KeyboardInterrupt, RuntimeError) as error:
             if debug:
                 raise
@@ -179,7 +180,7 @@ def _train(
         if dry_run:
             typer.echo(_plan(config))
             return
-        _run(config, resume=resume, debug=debug)
+        _run(absolute_paths(config), resume=resume, debug=debug)
 
 
 def _check_method(method: str | None, config: "RunConfig") -> None:

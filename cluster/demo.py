@@ -12,6 +12,7 @@ from cluster.inputs import prepare_run_dir, read_inputs
 from cluster.progress import RunProgress
 from cluster.report import write_demo_report
 from configs.load import load_config, to_yaml
+from configs.paths import absolute_paths
 from configs.schema import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def stage_config(stage: str, overrides: Sequence[str], folder: Path, seed: int) 
             given.append(override.removeprefix(f"{stage}."))
         elif stage == "run" and not override.startswith(prefixes):
             given.append(override)
-    return load_config(RECIPES / f"{stage}.yaml", given)
+    return absolute_paths(load_config(RECIPES / f"{stage}.yaml", given))
 
 
 def free_folder(wanted: Path) -> Path:

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from actors.rollout import SampleRequest
 from cluster.fleet import Fleet
 from cluster.scoring import ScoringGroup, merge_scores
+from configs.schema import FeedbackConfig
 from rl.types import Prompt
 
 SEED_OFFSET = 1_000_000_000
@@ -67,3 +68,28 @@ def means(replies: Sequence[JudgedReply]) -> dict[str, float]:
         name: float(np.mean([reply.rewards[name] for reply in replies]))
         for name in replies[0].rewards
     }
+
+
+def with_total(replies: Sequence[JudgedReply], feedback: FeedbackConfig) -> list[JudgedReply]:
+    """The same replies with the score that training saw as the reward `total`."""
+    return [replace(r, rewards=r.rewards | {"total": _total(r, feedback)}) for r in replies]
+
+
+def _total(reply: JudgedReply, feedback: FeedbackConfig) -> float:
+    score = sum(reward.weight * reply.rewards[name] for name, reward in feedback.rewards.items())
+    if reply.finish_reason != "stop":
+        score -= feedback.missing_eos_penalty
+    return score if feedback.clip is None else max(-feedback.clip, min(feedback.clip, score))
+
+
+def standard_errors(
+    before: Sequence[JudgedReply], after: Sequence[JudgedReply]
+) -> dict[str, float]:
+    """Of the mean paired difference of every reward; replies answer the same prompts in order."""
+    errors = {}
+    for name in before[0].rewards:
+        differences = [
+            new.rewards[name] - old.rewards[name] for old, new in zip(before, after, strict=True)
+        ]
+        errors[name] = float(np.std(differences) / np.sqrt(max(len(differences) - 1, 1)))
+    return errors

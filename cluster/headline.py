@@ -52,13 +52,14 @@ def display_name(record: RunRecord) -> str:
 def reward_change(record: RunRecord, name: str) -> Change | None:
     """Mean reward `name` (`total` for the combined one) before and after.
 
-    From the evaluation in summary.json (`reward_before`, `reward_after`: name -> mean) where there
-    is one; else from the curve.
+    From the held-out prompts in summary.json (`reward_before`, `reward_after`: name -> mean, and
+    the standard error of their difference) where there are any; else from the curve.
     """
     before = record.summary.get("reward_before")
     after = record.summary.get("reward_after")
     if isinstance(before, dict) and isinstance(after, dict) and name in before and name in after:
-        return Change(before=before[name], after=after[name], noise=0.0)
+        errors = record.summary.get("reward_standard_error", {})
+        return Change(before=before[name], after=after[name], noise=errors.get(name, 0.0))
     return curve_change(record, f"reward/{name}/mean")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from cluster.collector import Collector
-from cluster.evaluation import JudgedReply, means
+from cluster.evaluation import JudgedReply, means, standard_errors, with_total
 from cluster.fleet import start_engines
 from cluster.inputs import Inputs
 from cluster.jobs import OfflineJob, OnlineJob, offline, online
@@ -116,10 +116,12 @@ def _before_and_after(config: RunConfig, after: list[JudgedReply]) -> dict[str, 
         JudgedReply(**row)
         for row in json.loads((Path(config.cluster.run_dir) / "before.json").read_text())
     ]
+    before, after = with_total(before, config.feedback), with_total(after, config.feedback)
     return {
         "held_out_prompts": len(after),
         "reward_before": means(before),
         "reward_after": means(after),
+        "reward_standard_error": standard_errors(before, after),
         "length_before": sum(reply.num_tokens for reply in before) / len(before),
         "length_after": sum(reply.num_tokens for reply in after) / len(after),
         "samples": [

@@ -35,7 +35,12 @@ def command(config: RunConfig, *options: str) -> list[str]:
 
 def finish(config: RunConfig, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(config, *options), capture_output=True, text=True, timeout=400, check=False
+        command(config, *options),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        cwd=Path(config.cluster.run_dir).parent,
     )
 
 
@@ -161,7 +166,8 @@ def test_with_staleness_two_no_sample_is_older_and_some_are_that_old(
         "algorithm.max_staleness=2",
         "cluster.learner.num_workers=2",
     )
-    result = finish(config)
+    (tmp_path / "rows.jsonl").write_text(world_prompts.read_text())
+    result = finish(config, "cluster.run_dir=run", "data.train=rows.jsonl")  # relative
     assert result.returncode == 0, result.stderr
     assert_each_group_once(config)
     ledger = read_ledger(config.cluster.run_dir).to_pylist()

@@ -1,0 +1,33 @@
+"""Relative paths of a configuration, made absolute before other processes see them."""
+
+import os
+from typing import Any
+
+from configs.schema import RunConfig
+
+
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """The same run with every path absolute, from this process's working folder.
+
+    Ray's workers have working folders of their own. Suffixes (`folder:split`, `file.py:function`)
+    stay as they are.
+    """
+    rewards = {
+        name: reward.model_copy(update=_absolute(reward, "path"))
+        for name, reward in config.feedback.rewards.items()
+    }
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(
+                update=_absolute(config.model, "path", "reference", "critic")
+            ),
+            "data": config.data.model_copy(update=_absolute(config.data, "train", "validation")),
+            "feedback": config.feedback.model_copy(update={"rewards": rewards}),
+            "cluster": config.cluster.model_copy(update=_absolute(config.cluster, "run_dir")),
+        }
+    )
+
+
+def _absolute(section: Any, *names: str) -> dict[str, str]:
+    values = {name: getattr(section, name) for name in names}
+    return {name: os.path.abspath(value) for name, value in values.items() if value}
