@@ -16,8 +16,6 @@ else
 TORCH := --torch-backend $(if $(filter gpu,$(EXTRA)),auto,cpu)
 endif
 UV := $(BIN)/uv
-# DeepSpeed looks for ninja on PATH when it compiles its op at first use.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Bytecode is compiled once here, or each of a run's ten processes would compile all it imports.
 INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python $(TORCH)
 

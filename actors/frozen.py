@@ -21,10 +21,11 @@ from rl.logprobs import next_token_layout
 class FrozenModel:
     """Log-probs of a policy or values of a judge, without gradients."""
 
-    def __init__(self, spec: FrozenSpec) -> None:
+    def __init__(self, spec: FrozenSpec, address: str = "") -> None:
+        """Load; a group meets at `address`, a host and free port of its rank 0."""
         self.spec = spec
         self.device = torch.device(spec.device)
-        self.network = self._load_group() if spec.world_size > 1 else self._load_alone()
+        self.network = self._load_group(address) if spec.world_size > 1 else self._load_alone()
 
     def _load_alone(self) -> Callable[..., torch.Tensor]:
         spec = self.spec
@@ -33,11 +34,11 @@ class FrozenModel:
             raise ValueError(f"{spec.path}: no value head in the weights: not a reward model")
         return network.requires_grad_(False).eval().to(self.device)
 
-    def _load_group(self) -> Callable[..., torch.Tensor]:
+    def _load_group(self, address: str) -> Callable[..., torch.Tensor]:
         from actors.zero import build_engine
 
         spec = self.spec
-        host, _, port = spec.address.rpartition(":")
+        host, _, port = address.rpartition(":")
         rank = {"RANK": spec.rank, "LOCAL_RANK": 0, "WORLD_SIZE": spec.world_size}
         os.environ.update({name: str(value) for name, value in rank.items()})
         os.environ.update({"MASTER_ADDR": host, "MASTER_PORT": port, "LOCAL_SIZE": "1"})

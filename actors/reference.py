@@ -12,8 +12,8 @@ from rl.types import Rollout
 class Reference:
     """One worker of the reference policy."""
 
-    def __init__(self, spec: FrozenSpec, temperature: float) -> None:
-        self.model = FrozenModel(spec)
+    def __init__(self, spec: FrozenSpec, temperature: float, address: str = "") -> None:
+        self.model = FrozenModel(spec, address)
         self.temperature = temperature
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
@@ -22,10 +22,3 @@ class Reference:
         starts = [len(rollout.prompt.tokens) for rollout in rollouts]
         outputs = self.model.outputs(sequences, starts, self.temperature)
         return [output.numpy() for output in outputs]
-
-    def ready(self) -> bool:
-        """Answers once the model is loaded."""
-        return True
-
-    def __repr__(self) -> str:
-        return f"Reference(rank {self.model.spec.rank})"

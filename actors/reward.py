@@ -72,12 +72,12 @@ class ModelReward:
     With several workers, each is called with a share of the replies and all must be called.
     """
 
-    def __init__(self, name: str, spec: FrozenSpec) -> None:
+    def __init__(self, name: str, spec: FrozenSpec, address: str = "") -> None:
         from actors.frozen import FrozenModel
         from rl.folders import load_tokenizer
 
         self.name = name
-        self.model = FrozenModel(spec)
+        self.model = FrozenModel(spec, address)
         self.tokenizer = load_tokenizer(spec.path)
         # A constant that training found and exported, so that scores start near 0.
         self.bias = float(json.loads(self.model.config_path.read_text()).get("reward_bias", 0.0))
@@ -98,8 +98,12 @@ class ModelReward:
         return {self.name: checked(self.name, scores, rollouts)}
 
 
-def build_judge(name: str, reward: RewardConfig, spec: FrozenSpec | None = None) -> Judge:
-    """The judge that a reward's configuration names; `spec` is a `FrozenSpec` for models."""
+def build_judge(
+    name: str, reward: RewardConfig, spec: FrozenSpec | None = None, address: str = ""
+) -> Judge:
+    """The judge that a reward's configuration names; a model also needs its spec, and its group
+    the address of rank 0.
+    """
     match reward.kind:
         case "gold":
             return GoldReward(name)
@@ -108,7 +112,7 @@ def build_judge(name: str, reward: RewardConfig, spec: FrozenSpec | None = None)
             return FunctionReward(name, reward.path)
         case "model":
             assert spec is not None
-            return ModelReward(name, spec)
+            return ModelReward(name, spec, address)
 
 
 def texts(rollouts: Sequence[Rollout]) -> tuple[list[str], list[str], list[dict[str, Any]]]:

@@ -16,5 +16,3 @@ class FrozenSpec:
     """Padded tokens of one forward pass."""
     rank: int = 0
     world_size: int = 1
-    address: str = ""
-    """host:port of the group's rank 0, where there are several workers."""

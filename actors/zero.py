@@ -28,6 +28,11 @@ from configs.schema import LearnerPlacement, OptimizerConfig
 
 logger = logging.getLogger(__name__)
 
+# On CPU, DeepSpeed would compile an all-reduce of its own at first use, for up to two minutes, and
+# keep its buffers in shared memory: 66 MiB per rank that outlive the process, until the machine is
+# full. ZeRO-3 never calls it.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 SHARD_BYTES = 5 * 2**30
 """A safetensors file of an export is closed once it holds this much."""
 

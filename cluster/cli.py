@@ -37,10 +37,13 @@ Resume = Annotated[bool, typer.Option(help="Go on from the run folder's last che
 DryRun = Annotated[bool, typer.Option(help="Check, print the derived plan and start nothing.")]
 Debug = Annotated[bool, typer.Option(help="Show tracebacks.")]
 
+COMMANDS = {"sft": "sft", "reward_model": "reward-model"}
+"""Algorithms that have a command of their own; `attune run` takes the others."""
+
 
 def main() -> None:
     """Entry point of the console command."""
-    # DeepSpeed looks for `ninja` on PATH, also where the environment was not activated.
+    # DeepSpeed's offloaded Adam is built with `ninja`, which is looked for on PATH alone.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     app()
 
@@ -86,6 +89,7 @@ def demo(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder; a new one under runs/.")] = None,
     seed: Annotated[int, typer.Option(help="Of the world, the model and all sampling.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on with the demo in --out.")] = False,
     debug: Debug = False,
 ) -> None:
     """SFT, reward model and online RL on the built-in world, with a report.
@@ -96,7 +100,7 @@ def demo(
     with guarded(debug):
         from cluster.demo import run_demo
 
-        run_demo(overrides or [], out, seed)
+        run_demo(overrides or [], out, seed, resume=resume, debug=debug)
 
 
 @app.command()
@@ -186,15 +190,15 @@ def _train(
 def _check_method(method: str | None, config: "RunConfig") -> None:
     """Each command trains what its name says."""
     name = config.algorithm.name
-    wanted = {"sft": "sft", "reward_model": "reward-model"}.get(name, "run")
-    given = {"sft": "sft", "reward_model": "reward-model", None: "run"}[method]
-    if wanted != given:
+    wanted = COMMANDS.get(name, "run")
+    if wanted != COMMANDS.get(method or "", "run"):
         raise ValueError(f"algorithm.name is {name}: use `attune {wanted}` for it")
 
 
 def _plan(config: "RunConfig") -> str:
     """The derived plan of --dry-run; raises ValueError where the run cannot fit."""
-    from configs.plan import available_cores, available_memory, derive, render
+    from configs.machine import available_cores, available_memory
+    from configs.plan import derive, render
     from rl.folders import check_model_folder
 
     folder = Path(config.model.path)
@@ -212,7 +216,8 @@ def _run(config: "RunConfig", *, resume: bool, debug: bool) -> None:
 
     inputs = read_inputs(config)
     folder = prepare_run_dir(config, resume=resume, text=to_yaml(config))
-    with failing_with_1(folder, debug):
+    command = COMMANDS.get(config.algorithm.name, "run")
+    with failing_with_1(folder, f"attune {command} {folder} --resume", debug):
         from cluster.progress import RunProgress
         from cluster.run import run as run_to_end
         from cluster.runtime import ray_session
@@ -241,11 +246,12 @@ def guarded(debug: bool) -> Iterator[None]:
 
 
 @contextmanager
-def failing_with_1(folder: Path, debug: bool) -> Iterator[None]:
-    """Say in one line what ended a run, and how to go on; exit code 1."""
-    hint = f"attune run {folder} --resume"
+def failing_with_1(folder: Path, hint: str, debug: bool) -> Iterator[None]:
+    """Say in one line what ended the run in `folder`, and by which command it goes on; exit 1."""
     try:
         yield
+    except typer.Exit:  # said already, by a stage inside
+        raise
     except KeyboardInterrupt as error:
         typer.echo(f"stopped; go on with: {hint}", err=True)
         raise typer.Exit(1) from error

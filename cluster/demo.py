@@ -1,5 +1,6 @@
 """The demo: one command from an untrained tiny model to an aligned one, on the built-in world."""
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,15 @@ from cluster.headline import headline
 from cluster.inputs import prepare_run_dir, read_inputs
 from cluster.progress import RunProgress
 from cluster.report import write_demo_report
+from configs.errors import ConfigError
 from configs.load import load_config, to_yaml
 from configs.paths import absolute_paths
 from configs.schema import RunConfig
 
 logger = logging.getLogger(__name__)
 
+BEGUN = "demo.json"
+"""What a demo was asked for, beside its stages; written once its world is."""
 RECIPES = Path(__file__).parent.parent / "configs" / "demo"
 STAGES = {
     "sft": "1/3 learning to write from demonstrations",
@@ -25,24 +29,56 @@ STAGES = {
 }
 
 
-def run_demo(overrides: Sequence[str], out: Path | None, seed: int) -> None:
-    """All three stages on one Ray, then the report; says in one sentence what was learned."""
-    folder = out or free_folder(Path("runs/demo"))
+def run_demo(
+    overrides: Sequence[str], out: Path | None, seed: int, *, resume: bool, debug: bool
+) -> None:
+    """All three stages on one Ray, then the report; says in one sentence what was learned.
+
+    With `resume`, the demo in `out` goes on: finished stages stand, a broken-off one continues.
+    """
+    if resume:
+        folder, overrides, seed = _begun(out, overrides)
+    else:
+        folder = out or free_folder(Path("runs/demo"))
+        if (folder / BEGUN).exists():
+            raise ConfigError(f"--out: {folder} already holds a demo; give --resume or another one")
     configs = {stage: stage_config(stage, overrides, folder, seed) for stage in STAGES}
-    write_world_and_model(folder / "world", seed)
-    with failing_with_1(folder / "run", debug=False):
-        from cluster.run import run
+    if not resume:
+        write_world_and_model(folder / "world", seed)
+        (folder / BEGUN).write_text(json.dumps({"overrides": list(overrides), "seed": seed}))
+    hint = f"attune demo --out {folder} --resume"
+    with failing_with_1(folder / "run", hint, debug):
         from cluster.runtime import ray_session
 
         with ray_session(configs["run"]):
             for stage, config in configs.items():
-                prepare_run_dir(config, resume=False, text=to_yaml(config))
-                inputs = read_inputs(config)
-                with RunProgress(config.algorithm.num_steps, STAGES[stage]) as progress:
-                    run(config, inputs, progress)
+                if not (folder / stage / "summary.json").exists():
+                    with failing_with_1(folder / stage, hint, debug):
+                        _run_stage(stage, config)
     report = write_demo_report(folder)
     typer.echo(headline(folder / "run"))
     typer.echo(f"report: {report}   policy: {folder / 'run' / 'policy'}")
+
+
+def _begun(out: Path | None, overrides: Sequence[str]) -> tuple[Path, list[str], int]:
+    """Folder, overrides and seed of the demo in `out`."""
+    if out is None:
+        raise ConfigError("--resume needs the folder of the demo: give --out")
+    file = out / BEGUN
+    if not file.exists():
+        raise ConfigError(f"--out: {out} holds no demo to resume")
+    begun = json.loads(file.read_text())
+    return out, [*begun["overrides"], *overrides], begun["seed"]
+
+
+def _run_stage(stage: str, config: RunConfig) -> None:
+    from cluster.run import run
+
+    resume = Path(config.cluster.run_dir, "config.yaml").exists()
+    prepare_run_dir(config, resume=resume, text=to_yaml(config))
+    inputs = read_inputs(config)
+    with RunProgress(config.algorithm.num_steps, STAGES[stage]) as progress:
+        run(config, inputs, progress)
 
 
 def stage_config(stage: str, overrides: Sequence[str], folder: Path, seed: int) -> RunConfig:

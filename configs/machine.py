@@ -1,6 +1,7 @@
-"""What this machine has: memory that a run may take, and cores."""
+"""What this machine has: memory that a run may take, cores, and a compiler."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,16 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+COMPILER_REMEDY = (
+    "vLLM compiles its sampling kernels for CPUs; install one (`apt install g++`) or name it in CXX"
+)
+
+
+def cpp_compiler() -> str | None:
+    """Path of the C++ compiler that torch would take: CXX, else g++."""
+    return shutil.which(os.environ.get("CXX") or "g++")
 
 
 def cgroup_headroom(root: Path, membership: Path) -> Iterator[int]:

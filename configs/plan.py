@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from configs.machine import available_cores, available_memory
 from configs.memory import (
     GIB,
     RAY_GIB,
@@ -21,8 +20,6 @@ from configs.memory import (
     sequences_per_step,
 )
 from configs.schema import RunConfig
-
-__all__ = ["Plan", "Role", "available_cores", "available_memory", "derive", "render"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,15 +37,23 @@ def sync(folder: Path) -> dict[str, Any]:
     learner, engines = start_loop(config, [[7, 8, 9]])
     num_bytes = sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors"))
     rounds = [ray.get(learner.publish.remote(v), timeout=120) for v in range(ROUNDS + 1)][1:]
+    passes = [ray.get(learner.time_apart.remote(), timeout=120) for _ in range(ROUNDS)]
     stop(learner, engines)
     transfer = statistics.median(r["sync/transfer_s"] for r in rounds)
     copied = memcpy_mb_per_s(num_bytes)
+
+    def ms(of: list[dict[str, float]], name: str) -> float:
+        return round(1e3 * statistics.median(row[name] for row in of), 1)
+
     return {
         "model_mb": round(num_bytes / 1e6, 1),
         "engines": 2,
-        "pause_ms_median": round(1e3 * statistics.median(r["sync/pause_s"] for r in rounds), 1),
+        "pause_ms_median": ms(rounds, "sync/pause_s"),
         "pause_ms_max": round(1e3 * max(r["sync/pause_s"] for r in rounds), 1),
-        "sync_ms_median": round(1e3 * statistics.median(r["time/sync"] for r in rounds), 1),
+        **{f"{part}_ms": ms(rounds, f"sync/{part}_s") for part in ("begin", "receive", "install")},
+        "gather_ms": ms(passes, "gather"),
+        "fingerprint_ms": ms(passes, "fingerprint"),
+        "sync_ms_median": ms(rounds, "time/sync"),
         "transfer_mb_per_s": round(num_bytes / transfer / 1e6),
         "memcpy_mb_per_s": round(copied),
         "transfer_over_memcpy": round(num_bytes / transfer / 1e6 / copied, 3),

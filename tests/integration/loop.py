@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,22 @@ class PlainLearner:
         from actors.policy_update import update_policy
 
         return update_policy(self.learner, experiences)[0]
+
+    def time_apart(self) -> dict[str, float]:
+        """Seconds of one pass over the weights: gathering alone, and fingerprinting alone."""
+        from actors.zero import gathered_groups
+        from rl.fingerprints import fingerprint
+
+        source, spent = self.publisher.source, {"gather": 0.0, "fingerprint": 0.0}
+        marked = time.perf_counter()
+        for group in gathered_groups(source.model, source.layer_groups):
+            gathered = time.perf_counter()
+            spent["gather"] += gathered - marked
+            for _, tensor in group:
+                fingerprint(tensor)
+            marked = time.perf_counter()
+            spent["fingerprint"] += marked - gathered
+        return spent
 
     def jitter(self, scale: float, seed: int) -> None:
         """Move every weight a little, as an optimizer step would."""

@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing as mp
 import os
 import socket
+import subprocess
 import tempfile
 import time
 import traceback
@@ -18,6 +19,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 LAST_LINES = 30
 
@@ -148,3 +151,27 @@ def _serve(
             except Exception:  # noqa: BLE001 - the test process raises it again
                 answer = (False, traceback.format_exc())
             pipe.send(answer)
+
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Until the run's learner has finished `step`; fails once `process` ends before."""
+    metrics = run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= step:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    raise TimeoutError(f"step {step} was not reached")
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that descend from it at this moment."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def gone(processes: list[psutil.Process], within_s: float) -> bool:
+    """Whether all of them end within that time."""
+    _, alive = psutil.wait_procs(processes, timeout=within_s)
+    return not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

@@ -89,6 +89,13 @@ def test_a_corrupt_parquet_and_a_corrupt_gzip_are_refused(
     refused(run(config_file, f"data.train={zipped}"), "rows.jsonl.gz")
 
 
+def test_a_machine_without_a_compiler_is_refused(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    refused(run(config_file), "compiler", "g++")
+
+
 def test_empty_data_is_refused(config_file: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("")

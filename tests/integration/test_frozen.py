@@ -19,7 +19,7 @@ Shares = list[tuple[list[list[int]], list[int]]]
 """Per rank, sequences and where their replies start."""
 
 
-def spec_of(kind: Kind, path: Path, *, address: str = "", rank: int = 0) -> FrozenSpec:
+def spec_of(kind: Kind, path: Path, *, rank: int = 0, world_size: int = 1) -> FrozenSpec:
     """Micro-batches of 64 tokens: two or three sequences."""
     return FrozenSpec(
         kind=kind,
@@ -28,8 +28,7 @@ def spec_of(kind: Kind, path: Path, *, address: str = "", rank: int = 0) -> Froz
         device="cpu",
         max_tokens=64,
         rank=rank,
-        world_size=2 if address else 1,
-        address=address,
+        world_size=world_size,
     )
 
 
@@ -42,7 +41,7 @@ def group_outputs(
     import torch.distributed as dist
 
     rank = int(os.environ["RANK"])
-    model = FrozenModel(spec_of(kind, path, address=address, rank=rank))
+    model = FrozenModel(spec_of(kind, path, rank=rank, world_size=2), address)
     parameters = model.network.parameters()  # pyright: ignore[reportFunctionMemberAccess]
     assert any(p.ds_tensor.numel() < p.ds_numel for p in parameters), "nothing is partitioned"
     found = [[o.numpy().copy() for o in model.outputs(*shares[rank], 0.7)] for shares in calls]

@@ -5,10 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -21,6 +19,7 @@ from cluster.scoring import merge_scores, reference_group, reward_groups
 from configs.load import to_yaml
 from configs.schema import RunConfig
 from tests.integration.loop import start_loop, stop, tiny_run
+from tests.integration.processes import family, gone, wait_for_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -53,27 +52,6 @@ def start(config: RunConfig, *options: str) -> subprocess.Popen[str]:
         # A background job inherits an ignored SIGINT; a person at a terminal does not.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-
-
-def wait_for_step(config: RunConfig, step: int, process: subprocess.Popen[str]) -> None:
-    metrics = Path(config.cluster.run_dir) / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= step:
-            return
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-    raise TimeoutError(f"step {step} was not reached")
-
-
-def family(pid: int) -> list[psutil.Process]:
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
-
-
-def gone(processes: list[psutil.Process], within_s: float) -> bool:
-    _, alive = psutil.wait_procs(processes, timeout=within_s)
-    return not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def assert_each_group_once(config: RunConfig) -> None:
@@ -187,7 +165,7 @@ def test_a_run_whose_driver_is_killed_resumes_and_uses_each_group_once(
         "cluster.checkpoint.interval=4",
     )
     process = start(config)
-    wait_for_step(config, 6, process)
+    wait_for_step(tmp_path / "run", 6, process)
     processes = family(process.pid)
     assert len(processes) > 5
     os.kill(process.pid, signal.SIGKILL)
@@ -221,7 +199,7 @@ def test_ctrl_c_stops_cleanly_and_the_run_can_be_resumed(
         "cluster.checkpoint.interval=2",
     )
     process = start(config)
-    wait_for_step(config, 4, process)
+    wait_for_step(tmp_path / "run", 4, process)
     processes = family(process.pid)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=90)

@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,7 +22,7 @@ from rl.world import (
     write_world,
 )
 from rl.world.gazetteer import PLACES, QUESTIONS
-from rl.world.generate import World
+from rl.world.generate import GOOD, World
 from rl.world.replies import Style, write_prompt, write_reply
 
 SMALL = Sizes(
@@ -138,9 +139,18 @@ def test_pair_labels_follow_gold_as_far_as_the_temperature_says():
 
 def test_ratings_lie_in_the_unit_interval_and_labels_follow_gold(world):
     assert all(0 <= row["score"] <= 1 and row["label"] in (0, 1) for row in world.ratings)
-    liked = [row["gold"] for row in world.ratings if row["label"]]
-    others = [row["gold"] for row in world.ratings if not row["label"]]
-    assert sum(liked) / len(liked) > sum(others) / len(others) + 0.2
+    # Labels are drawn with P(liked) = sigmoid((gold - GOOD) / temperature), temperature 0.1.
+    gold = np.array([row["gold"] for row in world.ratings])
+    liked = np.array([row["label"] for row in world.ratings])
+    chance = 1 / (1 + np.exp(-(gold - GOOD) / 0.1))
+
+    def gap(weight: np.ndarray) -> float:
+        return float(np.average(gold, weights=weight) - np.average(gold, weights=1 - weight))
+
+    standard_error = gold.std() * (1 / liked.sum() + 1 / (1 - liked).sum()) ** 0.5
+    assert 4 * standard_error < gap(chance), "the sample is too small to tell"
+    assert abs(gap(liked) - gap(chance)) < 2 * standard_error
+    assert abs(liked.mean() - chance.mean()) < 2 * (chance * (1 - chance)).mean() ** 0.5 / 300**0.5
 
 
 def test_individuals_prefer_what_they_chose(world):
