@@ -1,8 +1,8 @@
 """`python -m tests.bench.preferences PAIRS [llama|qwen3]`: a user's pairs and model, end to end.
 
 Makes a small untrained model folder with a tokenizer of the pairs' own text, as a stand-in for the
-user's, then uses public commands alone: reward-model training on the pairs, RLOO against it. Prints
-one JSON line with the held-out accuracy and its interval.
+user's, then uses public commands alone: SFT on the chosen replies, reward-model training on the
+pairs, RLOO against it. Prints one JSON line with the held-out accuracy and its interval.
 """
 
 import json
@@ -67,20 +67,48 @@ def write_model(folder: Path, pairs: Path, family: str) -> None:
     tokenizer.save_pretrained(str(folder))
 
 
-def train_reward_model(pairs: Path, model: Path, out: Path) -> dict[str, Any]:
-    """Two epochs over the pairs; held-out accuracy with its interval."""
-    attune(
-        "reward-model", str(RECIPES / "reward_model.yaml"), f"model.path={model}",
-        f"data.train={pairs}", f"cluster.run_dir={out}", f"model.max_length={MAX_LENGTH}",
-        "model.dtype=float32", "data.overlong=drop", "data.validation_fraction=0.15",
-        "data.prompts_per_step=32", "algorithm.num_steps=60",
+def small(model: Path, out: Path) -> list[str]:
+    """What all stages set: this machine, this model."""
+    return [
+        f"model.path={model}", f"cluster.run_dir={out}", f"model.max_length={MAX_LENGTH}",
+        "model.dtype=float32", "data.overlong=drop", "cluster.dashboard=false",
         "algorithm.tokens_per_micro_batch=4096",
-        "algorithm.validation_interval=10", "algorithm.optimizer.learning_rate=3e-4",
-        "algorithm.optimizer.warmup_steps=6", "cluster.dashboard=false",
         "cluster.learner.num_workers=1", "cluster.learner.cpus_per_worker=2",
+    ]  # fmt: skip
+
+
+def last_metrics(out: Path) -> dict[str, Any]:
+    """Of the last step."""
+    return json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def imitate(pairs: Path, model: Path, out: Path) -> dict[str, Any]:
+    """SFT on the chosen replies; the few empty ones are left out, as a user would."""
+    file = out.parent / "demonstrations.jsonl"
+    rows = [
+        {"messages": [*example.messages, {"role": "assistant", "content": example.chosen}]}
+        for example in read_examples(pairs, ("pairs",))
+        if (example.chosen or "").strip()
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    attune(
+        "sft", str(RECIPES / "sft.yaml"), *small(model, out), f"data.train={file}",
+        "data.prompts_per_step=32", "algorithm.num_steps=80",
+        "algorithm.optimizer.learning_rate=1e-3", "algorithm.optimizer.warmup_steps=8",
     )  # fmt: skip
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    last = rows[-1]
+    return {"sft_validation_loss": round(last_metrics(out)["validation/loss"], 3)}
+
+
+def train_reward_model(pairs: Path, model: Path, out: Path) -> dict[str, Any]:
+    """Over one epoch of the pairs; held-out accuracy with its interval."""
+    attune(
+        "reward-model", str(RECIPES / "reward_model.yaml"), *small(model, out),
+        f"data.train={pairs}", "data.validation_fraction=0.15",
+        "data.prompts_per_step=32", "algorithm.num_steps=60",
+        "algorithm.validation_interval=10", "algorithm.optimizer.learning_rate=3e-4",
+        "algorithm.optimizer.warmup_steps=6",
+    )  # fmt: skip
+    last = last_metrics(out)
     count = round(last["validation/pairs"])
     interval = proportion_interval(round(last["validation/accuracy"] * count), count)
     return {
@@ -94,14 +122,11 @@ def train_reward_model(pairs: Path, model: Path, out: Path) -> dict[str, Any]:
 def align(pairs: Path, model: Path, judge: Path, out: Path) -> dict[str, Any]:
     """20 RLOO steps on the pairs' prompts against the reward model."""
     attune(
-        "run", str(RECIPES / "rloo.yaml"), f"model.path={model}", f"data.train={pairs}",
-        f"feedback.rewards.rm.path={judge}", f"cluster.run_dir={out}",
-        f"model.max_length={MAX_LENGTH}", "model.dtype=float32", "data.overlong=drop",
-        "data.prompts_per_step=8", "data.samples_per_prompt=4", "data.sampling.max_new_tokens=48",
-        "data.validation_prompts=32", "algorithm.num_steps=20",
-        "algorithm.tokens_per_micro_batch=4096", "algorithm.optimizer.learning_rate=1e-4",
-        "algorithm.optimizer.warmup_steps=2", "cluster.dashboard=false",
-        "cluster.learner.num_workers=1", "cluster.learner.cpus_per_worker=2",
+        "run", str(RECIPES / "rloo.yaml"), *small(model, out), f"data.train={pairs}",
+        f"feedback.rewards.rm.path={judge}", "data.prompts_per_step=16",
+        "data.samples_per_prompt=4", "data.sampling.max_new_tokens=64",
+        "data.validation_prompts=64", "algorithm.num_steps=20",
+        "algorithm.optimizer.learning_rate=2e-4", "algorithm.optimizer.warmup_steps=2",
         "cluster.rollout.num_engines=1", "cluster.rollout.cpus_per_engine=2",
     )  # fmt: skip
     summary = json.loads((out / "summary.json").read_text())
@@ -109,20 +134,22 @@ def align(pairs: Path, model: Path, judge: Path, out: Path) -> dict[str, Any]:
         "steps": summary["steps"],
         "reward_before": round(summary["reward_before"]["rm"], 4),
         "reward_after": round(summary["reward_after"]["rm"], 4),
+        "standard_error": round(summary["reward_standard_error"]["rm"], 4),
         "kl_nats": round(summary["kl"], 3),
         "probe_gap_max": summary["probe_gap_max"],
     }
 
 
 def main() -> None:
-    """Both stages in a temporary folder."""
+    """All stages in a temporary folder."""
     pairs, family = Path(sys.argv[1]).resolve(), (sys.argv[2:] or ["llama"])[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_model(folder / "model", pairs, family)
-        figures = train_reward_model(pairs, folder / "model", folder / "judge")
-        judge = folder / "judge" / "policy"
-        figures |= align(pairs, folder / "model", judge, folder / "run")
+        figures = imitate(pairs, folder / "model", folder / "sft")
+        policy = folder / "sft" / "policy"
+        figures |= train_reward_model(pairs, policy, folder / "judge")
+        figures |= align(pairs, policy, folder / "judge" / "policy", folder / "run")
     print(json.dumps({"benchmark": "preferences", "family": family, **figures}), flush=True)
 
 
