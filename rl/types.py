@@ -11,11 +11,14 @@ stage that adds knowledge returns a new type; no field waits to be filled.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 Metrics = dict[str, float]
+Source = Literal["policy", "reference", "stored", "mismatched"]
+"""Who wrote a reply: the policy in training, its reference, the data set, or the data set to another
+prompt (what KTO measures its baseline on)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ class VersionSpan:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rollout:
-    """One sampled reply, as the engine reported it."""
+    """One reply: as an engine sampled it, or as the data set holds it (`stored_rollouts`)."""
 
     group_id: int
     """Prompts are leased once each; the replies to one lease share its id."""
@@ -62,12 +65,18 @@ class Rollout:
     text: str
     """The reply without special tokens, cut at the first stop string."""
     rollout_logprobs: np.ndarray
-    """(n,) float32. As the sampling engine reported them, at the sampling temperature."""
+    """(n,) float32. As the sampling engine reported them, at the sampling temperature; 0 where no
+    engine wrote the reply."""
     versions: tuple[VersionSpan, ...]
     finish_reason: str
     """`stop` (EOS or a stop string) or `length`."""
     seed: int
     engine: str
+    source: Source = "policy"
+    label: float | None = None
+    """What people said of a stored reply: 1 chosen, 0 rejected, or a rating."""
+    is_demo: bool = False
+    """A stored reply that is trusted enough to be imitated."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.rollout_logprobs):
