@@ -16,9 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 Metrics = dict[str, float]
-Source = Literal["policy", "reference", "stored", "mismatched"]
-"""Who wrote a reply: the policy in training, its reference, the data set, or the data set to another
-prompt (what KTO measures its baseline on)."""
+Source = Literal["policy", "reference", "stored"]
+"""Who wrote a reply: the policy in training, its reference, or the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +71,8 @@ class Rollout:
     """`stop` (EOS or a stop string) or `length`."""
     seed: int
     engine: str
+    is_greedy: bool = False
+    """Decoded without sampling: its score is a baseline, and its tokens are not trained on."""
     source: Source = "policy"
     label: float | None = None
     """What people said of a stored reply: 1 chosen, 0 rejected, or a rating."""
@@ -115,6 +116,9 @@ class Experience:
     """Per rollout (n,) float32, at the sampling temperature."""
     attempts: int
     """Tries it took to sample and score this group."""
+    mismatched: "Experience | None" = None
+    """Replies to other prompts put behind this one, without scores: what KTO measures how far the
+    policy has moved in general on."""
 
     def __post_init__(self) -> None:
         ids = {rollout.group_id for rollout in self.rollouts}

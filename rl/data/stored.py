@@ -60,14 +60,12 @@ def _replies(item: StoredItem) -> list[_Reply]:
             return [(item.text, item.tokens, 1.0, True)]
 
 
-def mismatched(rollout: Rollout, other: Rollout, sample: int) -> Rollout:
+def mismatched(rollout: Rollout, other: Rollout) -> Rollout:
     """`other`'s reply put behind `rollout`'s prompt: says how far the policy moved in general."""
     return replace(
         other,
         group_id=rollout.group_id,
-        sample=sample,
         prompt=rollout.prompt,
-        source="mismatched",
         label=None,
         is_demo=False,
     )
