@@ -6,7 +6,7 @@ A rule returns one line, or None where it is kept. `violations` asks them all.
 import re
 from collections.abc import Callable
 
-from configs.schema import OFFLINE, RunConfig
+from configs.schema import GROUPED, OFFLINE, RunConfig
 
 Rule = Callable[[RunConfig], str | None]
 
@@ -22,7 +22,7 @@ def violations(config: RunConfig) -> list[str]:
 
 def _minibatches(config: RunConfig) -> str | None:
     prompts, parts = config.data.prompts_per_step, config.algorithm.num_minibatches
-    if config.algorithm.advantage == "rloo" and prompts % parts:
+    if config.algorithm.advantage in GROUPED and prompts % parts:
         return (
             f"algorithm.num_minibatches={parts} would split groups: data.prompts_per_step="
             f"{prompts} must be a multiple of it"
@@ -115,6 +115,16 @@ def _reward_paths(config: RunConfig) -> str | None:
     return None
 
 
+def _overlong_buffer(config: RunConfig) -> str | None:
+    buffer, longest = config.feedback.overlong_buffer, config.data.sampling.max_new_tokens
+    if buffer is None or buffer <= longest:
+        return None
+    return (
+        f"feedback.overlong_buffer={buffer} is longer than a reply: lower it to at most "
+        f"data.sampling.max_new_tokens={longest}"
+    )
+
+
 # The algorithm
 
 
@@ -141,12 +151,43 @@ def _advantage_given(config: RunConfig) -> str | None:
 
 
 def _group_of_two(config: RunConfig) -> str | None:
-    if config.algorithm.advantage != "rloo" or config.data.samples_per_prompt >= 2:
+    advantage = config.algorithm.advantage
+    # The greedy reply comes on top of the samples, so one of those is enough.
+    alone = advantage == "greedy_baseline" or advantage not in GROUPED
+    if alone or config.data.samples_per_prompt >= 2:
         return None
     return (
-        "algorithm.advantage=rloo compares replies to one prompt: set data.samples_per_prompt to "
-        "2 or more, or use algorithm.name=ppo"
+        f"algorithm.advantage={advantage} compares replies to one prompt: set "
+        f"data.samples_per_prompt to 2 or more, not {config.data.samples_per_prompt}, or use "
+        "algorithm.name=ppo"
     )
+
+
+def _filter_has_groups(config: RunConfig) -> str | None:
+    algorithm = config.algorithm
+    if not algorithm.filter_groups or algorithm.advantage in GROUPED:
+        return None
+    return (
+        f"algorithm.filter_groups compares replies to one prompt, and algorithm.advantage="
+        f"{algorithm.advantage} does not: set filter_groups to false, or advantage to "
+        "group_normalised"
+    )
+
+
+def _top1_is_imitation(config: RunConfig) -> str | None:
+    algorithm = config.algorithm
+    if algorithm.advantage != "top1":
+        return None
+    in_reward = algorithm.kl.place == "reward" and algorithm.kl.coef > 0
+    remedies = {
+        "algorithm.ratio=none": algorithm.ratio == "none",
+        "algorithm.kl.coef=0": not in_reward,
+        "algorithm.whiten_advantages=false": not algorithm.whiten_advantages,
+    }
+    missing = [remedy for remedy, kept in remedies.items() if not kept]
+    if not missing:
+        return None
+    return f"algorithm.advantage=top1 imitates the best reply as it is: use {', '.join(missing)}"
 
 
 def _clip_has_ratio(config: RunConfig) -> str | None:
@@ -335,8 +376,11 @@ _OFFLINE: tuple[Rule, ...] = (_offline_is_plain, _prompt_fits)
 _ONLINE: tuple[Rule, ...] = (
     _reply_fits,
     _rewards_needed,
+    _overlong_buffer,
     _advantage_given,
     _group_of_two,
+    _filter_has_groups,
+    _top1_is_imitation,
     _clip_has_ratio,
     _dual_clip_has_ratio,
     _kl_loss,

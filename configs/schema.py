@@ -19,6 +19,16 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 OFFLINE = ("sft", "reward_model")
 """Algorithms that learn from stored rows; all others sample replies from the policy."""
 
+GROUPED = (
+    "rloo",
+    "group_centred",
+    "group_normalised",
+    "batch_normalised",
+    "greedy_baseline",
+    "top1",
+)
+"""Values of `algorithm.advantage` that compare the replies to one prompt (`rl.advantages`)."""
+
 
 class Section(BaseModel):
     """Base of every section: immutable, and closed to unknown keys."""
@@ -100,6 +110,9 @@ class FeedbackConfig(Section):
     """By name. Parts stay separate in every record; only the last step combines them."""
     missing_eos_penalty: NonNegativeFloat = 0.0
     """Subtracted from the score of a reply that did not end by itself."""
+    overlong_buffer: Positive | None = None
+    """Tokens before `data.sampling.max_new_tokens` over which a reply's score falls by up to 1
+    (DAPO's soft penalty)."""
     clip: PositiveFloat | None = None
     """Bound on the absolute value of a combined score."""
     normalise: bool = False
@@ -164,17 +177,48 @@ class CorrectionConfig(Section):
 class AlgorithmConfig(Section):
     """What is learned from the feedback; `name` sets defaults (`configs.methods`)."""
 
-    name: Literal["sft", "reward_model", "rloo", "ppo"]
+    name: Literal[
+        "sft",
+        "reward_model",
+        "rloo",
+        "ppo",
+        "reinforce_pp",
+        "reinforce_pp_baseline",
+        "grpo",
+        "dr_grpo",
+        "dapo",
+        "gspo",
+        "cispo",
+        "remax",
+        "lite_ppo",
+        "raft",
+    ]
     num_steps: Positive
     """Learner steps; each consumes one batch of `data.prompts_per_step`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     critic_optimizer: OptimizerConfig | None = None
     """Of the critic; `optimizer` where empty."""
-    advantage: Literal["none", "gae", "rloo"] = "none"
-    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] = "token_mean"
-    """Loss over tokens: mean of all tokens; mean of replies' token means; mean of replies' sums."""
-    ratio: Literal["none", "token", "sequence"] = "token"
-    """The importance ratio inside one batch: none is plain policy gradient."""
+    advantage: Literal[
+        "none",
+        "gae",
+        "reward_to_go",
+        "rloo",
+        "group_centred",
+        "group_normalised",
+        "batch_normalised",
+        "greedy_baseline",
+        "top1",
+    ] = "none"
+    """What a score is compared with. gae: a critic; reward_to_go: nothing, with the KL of later
+    tokens; rloo: the other replies' mean; group_centred: the group's mean; group_normalised: that,
+    over the group's deviation, or batch_normalised: the step's; greedy_baseline: one more reply,
+    greedy; top1: imitate the group's best."""
+    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "constant"] = "token_mean"
+    """Loss over tokens: mean of all tokens; mean of replies' token means; mean of replies' sums;
+    that, over the constant `data.sampling.max_new_tokens`."""
+    ratio: Literal["none", "token", "sequence", "geometric", "cispo"] = "token"
+    """The importance ratio inside one batch: none is plain policy gradient; a token's; a reply's
+    product of them; their geometric mean; a token's as a clipped weight that stops no gradient."""
     num_epochs: Positive = 1
     """Passes over one experience batch."""
     num_minibatches: Positive = 1
@@ -197,6 +241,8 @@ class AlgorithmConfig(Section):
     whiten_rewards: bool = False
     mask_truncated: bool = False
     """Leave replies that ran into the length limit out of the loss."""
+    filter_groups: bool = False
+    """Leave groups whose replies all scored the same out of the loss; they are not sampled anew."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Of the reward model's pair labels."""
     max_staleness: NonNegative = 0

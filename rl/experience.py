@@ -19,7 +19,7 @@ class PolicyBatch:
     tokens: torch.Tensor
     """(B, T) prompt, reply, padding."""
     response_mask: torch.Tensor
-    """(B, T) bool, on the tokens the policy sampled."""
+    """(B, T) bool, on the tokens the policy sampled: on none of a greedy reply."""
     rollout_logprobs: torch.Tensor  # (B, T)
     ref_logprobs: torch.Tensor  # (B, T)
     rewards: dict[str, torch.Tensor]
@@ -46,12 +46,12 @@ def build_batch(experiences: Sequence[Experience], pad_token_id: int) -> PolicyB
         pad_token_id,
     )
     width = tokens.shape[1]
-    ones = [np.ones(len(rollout.tokens)) for rollout in rollouts]
+    sampled = [np.full(len(rollout.tokens), not rollout.is_greedy) for rollout in rollouts]
     references = [logprobs for experience in experiences for logprobs in experience.ref_logprobs]
     rows = iter(range(len(rollouts)))
     return PolicyBatch(
         tokens=tokens,
-        response_mask=place_after(starts, ones, width, torch.bool),
+        response_mask=place_after(starts, sampled, width, torch.bool),
         rollout_logprobs=place_after(
             starts, [rollout.rollout_logprobs for rollout in rollouts], width, torch.float32
         ),
