@@ -45,6 +45,13 @@ class ModelConfig(Section):
     """Hugging Face folder (config.json, *.safetensors, tokenizer) of the policy at the start."""
     reference: str | None = None
     """Folder of the frozen reference; `path` where empty."""
+    reference_update: Literal["frozen", "reset", "ema", "none"] = "frozen"
+    """frozen; reset: made of the policy anew after every `algorithm.iteration_steps`; ema: moved
+    towards the policy every `reference_interval`; none: nothing reads a reference."""
+    reference_interval: Positive | None = None
+    """Learner steps between two moves of an `ema` reference."""
+    reference_decay: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """The policy's share in a moved `ema` reference (TR-DPO's alpha)."""
     critic: str | None = None
     """Folder the critic starts from: a reward model, or a policy whose value head starts at 0.
     Where empty: the first reward model of `feedback.rewards`, else `path`."""
@@ -62,6 +69,8 @@ class SamplingConfig(Section):
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: Positive = 256
+    greedy: bool = False
+    """Always the likeliest token; preference methods alone, since its log-probs are no sampler's."""
     stop: tuple[str, ...] = ()
     """Strings that end a reply beside the tokenizer's EOS."""
 
@@ -84,6 +93,15 @@ class DataConfig(Section):
     """Prompt groups (RL), demonstrations (SFT) or pairs (reward model) in one learner step."""
     samples_per_prompt: Positive = 1
     """Replies sampled per prompt: the group size of RLOO and its siblings."""
+    source: Literal["policy", "stored", "policy+stored", "policy+reference"] = "policy"
+    """Where replies come from: the policy, the data set, both, or the policy and the reference."""
+    pairing: Literal[
+        "none", "single", "given", "best_worst", "all_pairs", "best_vs_random", "group"
+    ] = "none"
+    """What a preference loss compares: nothing (policy gradients); each reply alone; the first two
+    replies; the best and the worst; every two; the best and any other; all replies at once."""
+    sliced: bool = False
+    """Each iteration of `algorithm.iteration_steps` reads a slice of the rows of its own."""
     sampling: SamplingConfig = SamplingConfig()
     system_prompt: str | None = None
     """Put before every prompt through the chat template."""
@@ -94,9 +112,10 @@ class DataConfig(Section):
 class RewardConfig(Section):
     """One named reward."""
 
-    kind: Literal["gold", "model", "function"]
+    kind: Literal["gold", "model", "function", "label"]
     """gold: the built-in world's true reward; model: a reward-model folder; function: a Python
-    file with one function `reward(prompts, replies, rows) -> list[float]`."""
+    file with one function `reward(prompts, replies, rows) -> list[float]`; label: what the data
+    set says of its own replies."""
     path: str | None = None
     """Folder of the reward model, or the Python file (`file.py` or `file.py:name`)."""
     weight: float = 1.0
@@ -174,25 +193,65 @@ class CorrectionConfig(Section):
     """Divide the weights by their mean over the batch, after truncation."""
 
 
+class LossConfig(Section):
+    """The loss of a preference method and its constants; a method takes those that its row names."""
+
+    name: str | None = None
+    """A function of `rl.losses`; empty for policy gradients."""
+    beta: PositiveFloat | None = None
+    """Regularisation towards the reference."""
+    eta: PositiveFloat | None = None
+    """Scale of target rewards (RPO); weight of imitation (dpo_sft)."""
+    distance: Literal["sq", "bwd", "fwd", "ce"] | None = None
+    """RPO's divergence; bwd puts the target first."""
+    target: Literal["scores", "hard", "smoothed", "margin"] | None = None
+    """RPO's target: rewards, or a constant on the chosen side."""
+    implicit: (
+        Literal["log_ratio", "mean_log_ratio", "logprob", "mean_logprob", "forward_kl", "js"] | None
+    ) = None
+    """What RPO takes for the policy's own reward."""
+    gamma: NonNegativeFloat | None = None
+    """SimPO's margin."""
+    epsilon: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    """Assumed share of wrong labels."""
+    margin: PositiveFloat | None = None
+    """Target of RPO's `margin`."""
+    scale: PositiveFloat | None = None
+    """Constant factor of RPO."""
+    alpha: NonNegativeFloat | None = None
+    """Weight of optimism (SELM, XPO)."""
+    cap: PositiveFloat | None = None
+    """SELM's optimism is dropped where the mean log-ratio of the explored replies is below -cap."""
+    penalty: NonNegativeFloat | None = None
+    weight: NonNegativeFloat | None = None
+    """Of the imitation or odds term."""
+    delta: PositiveFloat | None = None
+    """SLiC's margin."""
+    sft: NonNegativeFloat | None = None
+    """Weight of imitating the best reply (RRHF, PRO)."""
+    clip_w: PositiveFloat | None = None
+    clip_l: PositiveFloat | None = None
+    c: float | None = None
+    """beta log Z of point-wise losses, added to implicit rewards."""
+    label_mode: Literal["binary", "continuous"] | None = None
+    logp_reduction: Literal["sum", "token_mean"] | None = None
+    desirable: PositiveFloat | None = None
+    undesirable: PositiveFloat | None = None
+
+    def parameters(self) -> dict[str, object]:
+        """The constants that are set."""
+        return {name: value for name, value in self if name != "name" and value is not None}
+
+
 class AlgorithmConfig(Section):
     """What is learned from the feedback; `name` sets defaults (`configs.methods`)."""
 
-    name: Literal[
-        "sft",
-        "reward_model",
-        "rloo",
-        "ppo",
-        "reinforce_pp",
-        "reinforce_pp_baseline",
-        "grpo",
-        "dr_grpo",
-        "dapo",
-        "gspo",
-        "cispo",
-        "remax",
-        "lite_ppo",
-        "raft",
-    ]
+    name: str
+    """A row of the method table: `attune methods` lists them."""
+    loss: LossConfig = LossConfig()
+    iteration_steps: Positive | None = None
+    """Learner steps of one iteration of an iterative method: behind each, the reference becomes
+    the policy, the optimizer and its schedule start anew, and the engines get the weights."""
     num_steps: Positive
     """Learner steps; each consumes one batch of `data.prompts_per_step`."""
     optimizer: OptimizerConfig = OptimizerConfig()
