@@ -119,7 +119,7 @@ def class_weights(
     negatives = torch.as_tensor(num_negative, device=is_positive.device).float()
     if reduction == "global":
         positives = negatives = positives + negatives
-    return torch.where(is_positive, 1 / positives.clamp(min=1), 1 / negatives.clamp(min=1))
+    return torch.where(is_positive, 1 / positives, 1 / negatives)
 
 
 def pairs_to_points(replies: Replies) -> Replies:

@@ -133,6 +133,12 @@ def test_4_global_weights_are_a_mean_and_balanced_ones_two_means():
     ]
 
 
+def test_4_the_reference_code_counts_the_micro_batch_alone():
+    liked = torch.tensor([[True, False, False]])
+    weights = class_weights(liked, "reference_code", num_positive=10, num_negative=20)
+    assert weights[0].tolist() == [1.0, 0.5, 0.5]
+
+
 @pytest.mark.parametrize("reduction", ["global", "class_balanced", "reference_code"])
 @pytest.mark.parametrize("label", [0.0, 1.0])
 def test_5_an_empty_class_adds_nothing(reduction, label):
@@ -236,7 +242,7 @@ def test_kto_gives_its_reference_values():
 
 
 def test_no_gradient_reaches_kto_s_baseline():
-    row = replies([-12.0, -15.0], [-13.0, -14.0], scores=[1.0, 0.0])
+    row = replies([-12.0, -15.0], [-13.0, -14.0], scores=[1.0, 1.0])
     baseline = row.log_ratios.mean()
     fixed = gradient(kto(row, baseline.detach()), row)
     torch.testing.assert_close(gradient(kto(row, baseline), row), fixed)

@@ -262,6 +262,12 @@ def test_two_of_three_that_tie_are_compared_with_the_third_alone():
     close(pro(row, sft=0.0), third)
 
 
+def test_best_replies_that_tie_share_the_imitation():
+    row = replies([-1.0, -3.0, -8.0], scores=[1.0, 1.0, 0.0])
+    for loss in (rrhf, pro):
+        close(loss(row, sft=1.0) - loss(row, sft=0.0), 2.0)
+
+
 def test_lipo_learns_while_the_policy_is_the_reference():
     row = replies([-3.0, -3.0], [-3.0, -3.0], scores=[1.0, 0.0])
     slope = gradient(lipo(row), row)[0]
