@@ -15,12 +15,13 @@ import torch
 
 from actors.learner import Learner
 from actors.scores import combined_scores
+from configs.methods import ARITY
 from rl.experience import PolicyBatch, build_batch
 from rl.logprobs import NextTokenLayout
 from rl.losses.replies import Replies
 from rl.masking import masked_sum
 from rl.methods import PreferenceLoss, preference_loss
-from rl.pairing import Pairing, is_list, pairs
+from rl.pairing import is_list, pairs
 from rl.types import Experience, Metrics, Source
 
 SUMS = ("units", "loss", "margin", "correct", "log_ratio", "replies", "tokens", "explored")
@@ -85,6 +86,7 @@ class _Update:
     ) -> None:
         self.learner, self.batch, self.scores = learner, batch, scores
         self.settings = learner.config.algorithm
+        assert self.settings.loss.name is not None
         self.loss: PreferenceLoss = preference_loss(self.settings.loss.name)
         self.sources: list[Source] = [r.source for e in experiences for r in e.rollouts]
         self.is_demo = torch.tensor([r.is_demo for e in experiences for r in e.rollouts])
@@ -93,7 +95,7 @@ class _Update:
         self.units = self._make_units(experiences)
         self.extras: dict[str, Any] = self.settings.loss.parameters()
         if "baseline" in self.loss.needs:
-            self.extras["baseline"] = self._baseline(experiences)
+            self.extras["baseline"] = torch.tensor(self._baseline(experiences))
         self.logprobs = torch.zeros_like(batch.ref_logprobs)
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64)
         self.num_units = 1.0
@@ -115,13 +117,13 @@ class _Update:
     ) -> list[list[int]]:
         """Units of one group, as rows of the batch."""
         scores = self.scores[group].tolist()
-        match self.loss.arity:
-            case "point":
+        match self.learner.config.data.pairing:
+            case "single":
                 return [[row] for row in group]
-            case "list":
+            case "group":
                 return [group] if is_list(scores, texts) else []
-            case "pair":
-                pairing: Pairing = self.learner.config.data.pairing
+            case pairing:
+                assert pairing != "none", "configs.preference_checks refuses it"
                 found = [[group[a], group[b]] for a, b in pairs(scores, texts, pairing, rng)]
                 if "explored" not in self.loss.needs:
                     return found
@@ -130,12 +132,13 @@ class _Update:
 
     def _filler(self) -> list[int]:
         group = self.batch.group_rows[0]
-        if self.loss.arity == "list" or "explored" in self.loss.needs:
+        arity = ARITY[self.learner.config.data.pairing]
+        if arity == "list" or "explored" in self.loss.needs:
             return group
-        return (group * 2)[: 1 if self.loss.arity == "point" else 2]
+        return (group * 2)[: 1 if arity == "point" else 2]
 
     def _explored(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Column of the reply that optimism speaks of: the policy's (SELM), else the reference's."""
+        """Column of the reply that is made less likely: the policy's (SELM) or the reference's."""
         has_reference = "reference" in self.sources
         wanted: Source = "reference" if has_reference else "policy"
         columns = [
@@ -229,9 +232,7 @@ class _Update:
     # ---- the record ------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _record(
-        self, replies: Replies, values: torch.Tensor, explored: torch.Tensor
-    ) -> None:
+    def _record(self, replies: Replies, values: torch.Tensor, explored: torch.Tensor) -> None:
         ratios = replies.log_ratios.detach()
         best = replies.scores.argmax(-1, keepdim=True)
         worst = replies.scores.argmin(-1, keepdim=True)
@@ -259,11 +260,9 @@ class _Update:
             "groups": groups,
             "kl/ref_k1": total["log_ratio"] / replies,
             "length/mean": total["tokens"] / replies,
-            "num_tokens": float(
-                self.learner.reduce(self.batch.response_mask.sum().double())
-            ),
+            "num_tokens": float(self.learner.reduce(self.batch.response_mask.sum().double())),
         }
-        if self.loss.arity != "point":
+        if self.units.size > 1:
             metrics |= {
                 "preference/margin": total["margin"] / units,
                 "preference/accuracy": total["correct"] / units,

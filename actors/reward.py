@@ -98,6 +98,23 @@ class ModelReward:
         return {self.name: checked(self.name, scores, rollouts)}
 
 
+class LabelReward:
+    """What the data set says of its own replies."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def score(self, rollouts: Sequence[Rollout]) -> Scores:
+        """The labels; `ValueError` for a reply that has none."""
+        for rollout in rollouts:
+            if rollout.label is None:
+                raise ValueError(
+                    f"reward {self.name}: the reply to row {rollout.prompt.row} was sampled and "
+                    "has no label; use a reward that can judge it"
+                )
+        return {self.name: checked(self.name, [r.label for r in rollouts], rollouts)}
+
+
 def build_judge(
     name: str, reward: RewardConfig, spec: FrozenSpec | None = None, address: str = ""
 ) -> Judge:
@@ -107,6 +124,8 @@ def build_judge(
     match reward.kind:
         case "gold":
             return GoldReward(name)
+        case "label":
+            return LabelReward(name)
         case "function":
             assert reward.path is not None
             return FunctionReward(name, reward.path)

@@ -167,8 +167,8 @@ class RolloutEngine:
         sampling = self.spec.sampling
         return SamplingParams(
             n=1 if is_greedy else request.num_samples,
-            temperature=0.0 if is_greedy else sampling.temperature,
-            top_p=1.0 if is_greedy else sampling.top_p,
+            temperature=0.0 if is_greedy or sampling.greedy else sampling.temperature,
+            top_p=1.0 if is_greedy or sampling.greedy else sampling.top_p,
             max_tokens=sampling.max_new_tokens,
             stop=list(sampling.stop) or None,
             stop_token_ids=self.stop_token_ids,

@@ -25,8 +25,8 @@ from actors.rollout import SampleRequest
 from cluster.evaluation import JudgedReply, answer_and_judge
 from cluster.fleet import EngineHandle, Fleet
 from cluster.ledger import Ledger, LedgerRow
-from cluster.runtime import log_to_file
 from cluster.references import has_reference, latest_reference
+from cluster.runtime import log_to_file
 from cluster.scoring import (
     ScoringGroup,
     merge_scores,
@@ -190,7 +190,10 @@ class Collector:
             parts[1] = [[replace(r, source="reference") for r in group] for group in parts[1]]
         if source in ("stored", "policy+stored"):
             parts.append([self._stored(group_id) for group_id in lease])
-        return [renumbered([r for group in groups for r in group]) for groups in zip(*parts)]
+        return [
+            renumbered([r for group in groups for r in group])
+            for groups in zip(*parts, strict=True)
+        ]
 
     def _stored(self, group_id: int) -> list[Rollout]:
         item = self._item(group_id)
@@ -213,7 +216,6 @@ class Collector:
             num_samples=data.samples_per_prompt,
             seed=sample_seed(data.seed, group_id, data.samples_per_prompt),
             with_greedy=self.config.algorithm.advantage == "greedy_baseline",
-            greedy=data.sampling.greedy,
         )
 
     async def evaluate(self, prompts: Sequence[Prompt]) -> list[JudgedReply]:

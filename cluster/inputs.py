@@ -13,8 +13,15 @@ from configs.errors import ConfigError
 from configs.machine import COMPILER_REMEDY, available_cores, available_memory, cpp_compiler
 from configs.plan import derive
 from configs.schema import OFFLINE, RunConfig
-from rl.data.encode import load_demonstrations, load_pairs, load_prompts, split_validation
+from rl.data.encode import (
+    load_demonstrations,
+    load_pairs,
+    load_prompts,
+    load_replies,
+    split_validation,
+)
 from rl.folders import check_model_folder, context_length, load_tokenizer
+from rl.types import PreferencePair
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +93,22 @@ def read_rows(config: RunConfig, path: str, tokenizer: Any) -> list[Any]:
         return load_demonstrations(path, tokenizer, max_length=max_length, **shared)
     if config.algorithm.name == "reward_model":
         return load_pairs(path, tokenizer, max_length=max_length, **shared)
+    if data.source in ("stored", "policy+stored"):
+        items = load_replies(path, tokenizer, max_length=max_length, **shared)
+        _check_arity(config, path, items[0])
+        return list(items)
     longest = data.max_prompt_length or max_length - data.sampling.max_new_tokens
     return load_prompts(path, tokenizer, max_prompt_length=longest, **shared)
+
+
+def _check_arity(config: RunConfig, path: str, item: Any) -> None:
+    """A loss on pairs needs rows with two replies."""
+    if config.data.pairing == "single" or isinstance(item, PreferencePair):
+        return
+    raise ConfigError(
+        f"{path} holds one reply to a prompt, but algorithm.name={config.algorithm.name} compares "
+        "two: give pairs (`chosen` and `rejected`), or use kto or ulma"
+    )
 
 
 def prepare_run_dir(config: RunConfig, *, resume: bool, text: str) -> Path:

@@ -14,15 +14,18 @@ import ray
 
 from cluster.collector import Collector
 from cluster.evaluation import JudgedReply, means, standard_errors, with_total
-from cluster.fleet import start_engines
+from cluster.fleet import start_engine, start_engines
 from cluster.inputs import Inputs
 from cluster.jobs import OfflineJob, OnlineJob, offline, online
 from cluster.progress import RunProgress
+from cluster.references import latest_reference
 from cluster.report import write_report
 from cluster.run_record import read_run
 from cluster.runtime import keep_worker_logs
 from cluster.training import fit, trainer
 from configs.schema import OFFLINE, RunConfig
+from rl.data.stored import prompt_of
+from rl.types import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +78,14 @@ def _online(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[st
     )
     engines = start_engines(config)
     collector_class: Any = ray.remote(Collector)
+    reference_engine = None
+    if config.data.source == "policy+reference":
+        reference_engine = start_engine(config, "engine-reference", latest_reference(config))
     collector = collector_class.options(name="collector", num_cpus=0).remote(
-        config, engines, inputs.train
+        config, engines, inputs.train, reference_engine
     )
     collector.ready.remote()  # judges load while the engines do
-    held_out = inputs.validation[: config.data.validation_prompts]
+    held_out = held_out_prompts(config, inputs)
     job = OnlineJob(
         config=config,
         pad_token_id=inputs.pad_token_id,
@@ -87,7 +93,7 @@ def _online(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[st
         collector=collector,
         held_out=held_out,
         probes=probe_sequences(
-            [prompt.tokens for prompt in inputs.train],
+            [prompt_of(item).tokens for item in inputs.train],
             cluster.sync.probe_sequences,
             config.model.max_length,
         ),
@@ -98,9 +104,18 @@ def _online(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[st
         collector.evaluate.remote(held_out), timeout=cluster.rollout.generate_deadline_s
     )
     stats: Any = ray.get(collector.stats.remote())
-    for actor in [collector, *(engine.actor for engine in engines)]:
+    started = [*engines, *([reference_engine] if reference_engine else [])]
+    for actor in [collector, *(engine.actor for engine in started)]:
         ray.kill(actor)
     return stats | _before_and_after(config, after)
+
+
+def held_out_prompts(config: RunConfig, inputs: Inputs) -> list[Prompt]:
+    """The first held-out prompts that leave room for a reply."""
+    room = config.model.max_length - config.data.sampling.max_new_tokens
+    prompts = [prompt_of(item) for item in inputs.validation]
+    fitting = [prompt for prompt in prompts if len(prompt.tokens) <= room]
+    return fitting[: config.data.validation_prompts]
 
 
 def probe_sequences(

@@ -142,6 +142,12 @@ class ScoringGroup:
         results = await asyncio.wait_for(asyncio.gather(*calls), self.deadline_s)
         return [result for result, share in zip(results, shares, strict=True) if len(share)]
 
+    async def respawn(self, spawn: Spawn) -> None:
+        """End the workers after the call in progress, and go on with others."""
+        async with self._turn:
+            self.spawn = spawn
+            self._replace()
+
     def _replace(self) -> None:
         for worker in self.workers:
             ray.kill(worker)
@@ -180,20 +186,20 @@ def _spawn_reward(config: RunConfig, name: str, reward: RewardConfig) -> list[An
     ]
 
 
-def reference_group(config: RunConfig) -> ScoringGroup:
-    """The frozen reference policy."""
+def reference_group(config: RunConfig, path: str) -> ScoringGroup:
+    """The reference policy, from a model folder."""
     return ScoringGroup(
         "the reference policy",
-        partial(_spawn_reference, config),
+        partial(spawn_reference, config, path),
         deadline_s=config.feedback.deadline_s,
         attempts=config.feedback.attempts,
         start_deadline_s=config.cluster.reference.start_deadline_s,
     )
 
 
-def _spawn_reference(config: RunConfig) -> list[Any]:
+def spawn_reference(config: RunConfig, path: str) -> list[Any]:
+    """Workers of the reference policy; they load when they are told to."""
     placement = config.cluster.reference
-    path = config.model.reference or config.model.path
     return [
         _worker(ReferenceWorker, placement, config).remote(
             spec, config.data.sampling.temperature, config.cluster.run_dir

@@ -6,6 +6,7 @@ A rule returns one line, or None where it is kept. `violations` asks them all.
 import re
 from collections.abc import Callable
 
+from configs.preference_checks import PREFERENCE, is_preference
 from configs.schema import GROUPED, OFFLINE, RunConfig
 
 Rule = Callable[[RunConfig], str | None]
@@ -13,7 +14,12 @@ Rule = Callable[[RunConfig], str | None]
 
 def violations(config: RunConfig) -> list[str]:
     """One line for each rule that the configuration breaks."""
-    rules = _ALWAYS + (_OFFLINE if config.algorithm.name in OFFLINE else _ONLINE)
+    if config.algorithm.name in OFFLINE:
+        rules = _ALWAYS + _OFFLINE
+    elif is_preference(config):
+        rules = _ALWAYS + _SAMPLED + PREFERENCE
+    else:
+        rules = _ALWAYS + _SAMPLED + _POLICY_GRADIENT
     return [line for rule in rules if (line := rule(config)) is not None]
 
 
@@ -142,6 +148,24 @@ def _offline_is_plain(config: RunConfig) -> str | None:
     if not missing:
         return None
     return f"algorithm.name={name} learns from stored rows, not samples: use {', '.join(missing)}"
+
+
+def _data_is_sampled(config: RunConfig) -> str | None:
+    data, name = config.data, config.algorithm.name
+    wrong = {
+        f"data.source={data.source}": data.source != "policy",
+        f"data.pairing={data.pairing}": data.pairing != "none",
+        "data.sampling.greedy=true": data.sampling.greedy,
+        "data.sliced=true": data.sliced,
+        "algorithm.iteration_steps": config.algorithm.iteration_steps is not None,
+    }
+    given = [setting for setting, is_given in wrong.items() if is_given]
+    if not given:
+        return None
+    return (
+        f"{given[0]} has no meaning for algorithm.name={name}, which learns from samples of the "
+        "policy: leave it out, or choose a preference method"
+    )
 
 
 def _advantage_given(config: RunConfig) -> str | None:
@@ -373,10 +397,15 @@ _ALWAYS: tuple[Rule, ...] = (
     _offload,
 )
 _OFFLINE: tuple[Rule, ...] = (_offline_is_plain, _prompt_fits)
-_ONLINE: tuple[Rule, ...] = (
+_SAMPLED: tuple[Rule, ...] = (
     _reply_fits,
     _rewards_needed,
     _overlong_buffer,
+    _tensor_parallel,
+    _transport,
+)
+_POLICY_GRADIENT: tuple[Rule, ...] = (
+    _data_is_sampled,
     _advantage_given,
     _group_of_two,
     _filter_has_groups,
@@ -388,6 +417,4 @@ _ONLINE: tuple[Rule, ...] = (
     _correction_options,
     _truncated_sampling,
     _stale_samples,
-    _tensor_parallel,
-    _transport,
 )

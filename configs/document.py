@@ -127,15 +127,14 @@ def _methods() -> str:
     lines = [
         "## Methods",
         "",
-        "Defaults of the `algorithm` section that come with its `name`, where they differ from the",
-        "table above.",
+        "What `algorithm.name` sets in all sections, where it differs from the tables above.",
         "",
-        "| `algorithm.name` | defaults |",
-        "|---|---|",
+        "| `algorithm.name` | what it does | source | defaults |",
+        "|---|---|---|---|",
     ]
-    for name, settings in METHODS.items():
-        flat = ", ".join(f"`{key}={_yaml(value)}`" for key, value in _flat(settings))
-        lines.append(f"| `{name}` | {flat} |")
+    for name, method in METHODS.items():
+        flat = ", ".join(f"`{key}={_yaml(value)}`" for key, value in _flat(method.settings))
+        lines.append(f"| `{name}` | {method.line} | {method.paper} | {flat} |")
     return "\n".join(lines) + "\n"
 
 

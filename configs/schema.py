@@ -70,7 +70,7 @@ class SamplingConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: Positive = 256
     greedy: bool = False
-    """Always the likeliest token; preference methods alone, since its log-probs are no sampler's."""
+    """Always the likeliest token; for preference methods, which ask for no sampler's log-probs."""
     stop: tuple[str, ...] = ()
     """Strings that end a reply beside the tokenizer's EOS."""
 
@@ -194,7 +194,7 @@ class CorrectionConfig(Section):
 
 
 class LossConfig(Section):
-    """The loss of a preference method and its constants; a method takes those that its row names."""
+    """The loss of a preference method and its constants; a row names those that it takes."""
 
     name: str | None = None
     """A function of `rl.losses`; empty for policy gradients."""

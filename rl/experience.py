@@ -94,6 +94,8 @@ EXPERIENCE_SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
         ("seed", pa.int64()),
         ("engine", pa.string()),
+        ("source", pa.string()),
+        ("label", pa.float64()),
         ("attempts", pa.int32()),
         ("score", pa.float64()),
         ("rewards", pa.map_(pa.string(), pa.float64())),
@@ -109,10 +111,13 @@ def experience_table(
     batch: PolicyBatch,
     *,
     old_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
+    advantages: torch.Tensor | None,
     scores: torch.Tensor,
 ) -> pa.Table:
-    """Rows of `EXPERIENCE_SCHEMA`; old_logprobs and advantages (B, T), scores (B,)."""
+    """Rows of `EXPERIENCE_SCHEMA`; old_logprobs and advantages (B, T), scores (B,).
+
+    `advantages` are None for losses of whole replies, and null in the table.
+    """
     rows = []
     for experience in experiences:
         for index, rollout in enumerate(experience.rollouts):
@@ -124,7 +129,7 @@ def experience_table(
                     "step": step,
                     "old_logprobs": old_logprobs[at, span].numpy(),
                     "ref_logprobs": experience.ref_logprobs[index],
-                    "advantages": advantages[at, span].numpy(),
+                    "advantages": None if advantages is None else advantages[at, span].numpy(),
                     "attempts": experience.attempts,
                     "score": float(scores[at]),
                     "rewards": [(name, s[index]) for name, s in experience.rewards.items()],
@@ -150,5 +155,7 @@ def _sample_row(rollout: Rollout) -> dict[str, object]:
         "finish_reason": rollout.finish_reason,
         "seed": rollout.seed,
         "engine": rollout.engine,
+        "source": rollout.source,
+        "label": rollout.label,
         "extra": json.dumps(dict(rollout.prompt.extra), default=str),
     }

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from rl.data.layouts import Example, read_examples
+from rl.data.layouts import Example, detect, read_examples
+from rl.data.rows import read_rows
 from rl.data.template import conversation_text, prompt_tokens, reply_tokens
 from rl.types import Demonstration, PreferencePair, Prompt, Rating
 
@@ -133,6 +134,28 @@ def load_ratings(
         return item, len(tokens)
 
     return _fitting(path, examples, encode, max_length, "model.max_length", overlong)
+
+
+def load_replies(
+    path: str | Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int,
+    overlong: Overlong,
+    system_prompt: str | None = None,
+) -> list[PreferencePair] | list[Rating] | list[Demonstration]:
+    """Rows with replies of whatever kind the file holds: pairs, ratings or demonstrations."""
+    loaders = {
+        "pairs": load_pairs,
+        "ratings": load_ratings,
+        "demonstrations": load_demonstrations,
+    }
+    kind = detect(read_rows(path)[0]).kind
+    if kind not in loaders:
+        raise ValueError(f"{path} holds {kind}, but replies are needed: {', '.join(loaders)}")
+    return loaders[kind](
+        path, tokenizer, max_length=max_length, overlong=overlong, system_prompt=system_prompt
+    )
 
 
 def split_validation(

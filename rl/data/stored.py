@@ -24,7 +24,7 @@ def stored_rollouts(group_id: int, item: StoredItem, version: int) -> list[Rollo
     """A row's replies, the chosen one of a pair first, as if written at `version`.
 
     Labels are 1 and 0 for a pair, the score of a rating and 1 for a demonstration. Chosen replies
-    and demonstrations are marked as such; ratings are judged, not imitated.
+    and demonstrations are marked as such, and ratings whose column `is_demo` says so.
     """
     return [
         Rollout(
@@ -55,7 +55,8 @@ def _replies(item: StoredItem) -> list[_Reply]:
                 (item.rejected, item.rejected_tokens[start:], 0.0, False),
             ]
         case Rating():
-            return [(item.reply, item.tokens[start:], item.score, False)]
+            is_demo = bool(item.prompt.extra.get("is_demo", False))
+            return [(item.reply, item.tokens[start:], item.score, is_demo)]
         case Demonstration():
             return [(item.text, item.tokens, 1.0, True)]
 
