@@ -18,6 +18,7 @@ from actors.scores import combined_scores
 from configs.methods import ARITY
 from rl.experience import PolicyBatch, build_batch
 from rl.logprobs import NextTokenLayout
+from rl.losses.pointwise import class_weights
 from rl.losses.replies import Replies
 from rl.masking import masked_sum
 from rl.methods import PreferenceLoss, preference_loss
@@ -67,14 +68,14 @@ def update_preference(
     """One learner step on this rank's groups; metrics are the same on every rank."""
     batch = build_batch(experiences, learner.pad_token_id)
     scores, metrics = combined_scores(learner, batch)
-    update = _Update(learner, batch, experiences, scores)
+    update = PreferenceUpdate(learner, batch, experiences, scores)
     metrics |= update.run()
     learner.finish_step()
     targets = PreferenceTargets(scores=scores, logprobs=update.logprobs)
     return metrics, batch, targets
 
 
-class _Update:
+class PreferenceUpdate:
     """The optimizer steps of one learner step."""
 
     def __init__(
@@ -98,7 +99,7 @@ class _Update:
             self.extras["baseline"] = torch.tensor(self._baseline(experiences))
         self.logprobs = torch.zeros_like(batch.ref_logprobs)
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64)
-        self.num_units = 1.0
+        self.num_units = self.num_positive = 0.0
 
     # ---- what is compared ------------------------------------------------------------------
 
@@ -167,7 +168,9 @@ class _Update:
         norm, num_steps = 0.0, 0
         for epoch in range(algorithm.num_epochs):
             for units in self._minibatches(epoch):
-                self.num_units = float(learner.reduce(torch.tensor(len(units))))
+                positive = self._is_positive(units).sum() if units else torch.tensor(0)
+                counts = torch.stack([torch.tensor(len(units)), positive])
+                self.num_units, self.num_positive = map(float, learner.reduce(counts).tolist())
                 if self.num_units == 0:  # nothing could be told apart, on no rank
                     continue
                 norm += self._step(units)
@@ -223,11 +226,28 @@ class _Update:
         explored = self.units.explored[units].to(flat.device)
         extras = self.extras | ({"explored": explored} if "explored" in self.loss.needs else {})
         values = self.loss.function(replies, **extras)
-        values = values.mean(-1) if values.dim() == 2 else values  # a point-wise unit is one reply
-        loss = values.sum() / self.num_units
+        values = values[:, 0] if values.dim() == 2 else values  # a point-wise unit is one reply
+        loss = (values * self._weights(units).to(values.device)).sum()
         self._record(replies, values.detach(), explored)
         self.logprobs[rows, : layout.shape[1]] = logprobs.detach().cpu()
         return loss
+
+    def _weights(self, units: Sequence[int]) -> torch.Tensor:
+        """(U,) what each unit's loss counts in the step: a mean over all, or over two classes."""
+        if self.settings.loss.reduction != "class_balanced":
+            return torch.full((len(units),), 1 / self.num_units)
+        is_positive = self._is_positive(units)
+        return class_weights(
+            is_positive,
+            "class_balanced",
+            num_positive=self.num_positive,
+            num_negative=self.num_units - self.num_positive,
+        )
+
+    def _is_positive(self, units: Sequence[int]) -> torch.Tensor:
+        """(U,) bool: demonstrations, and replies that people liked."""
+        rows = [self.units.rows[unit][0] for unit in units]
+        return self.is_demo[rows] | (self.scores[rows] > 0.5)
 
     # ---- the record ------------------------------------------------------------------------
 

@@ -101,18 +101,22 @@ class ModelReward:
 class LabelReward:
     """What the data set says of its own replies."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, threshold: float | None = None) -> None:
         self.name = name
+        self.threshold = threshold
 
     def score(self, rollouts: Sequence[Rollout]) -> Scores:
-        """The labels; `ValueError` for a reply that has none."""
+        """The labels, as 1 and 0 where there is a threshold; `ValueError` where one is missing."""
         for rollout in rollouts:
             if rollout.label is None:
                 raise ValueError(
                     f"reward {self.name}: the reply to row {rollout.prompt.row} was sampled and "
                     "has no label; use a reward that can judge it"
                 )
-        return {self.name: checked(self.name, [r.label for r in rollouts], rollouts)}
+        labels = checked(self.name, [rollout.label for rollout in rollouts], rollouts)
+        if self.threshold is not None:
+            labels = tuple(float(label >= self.threshold) for label in labels)
+        return {self.name: labels}
 
 
 def build_judge(
@@ -125,7 +129,7 @@ def build_judge(
         case "gold":
             return GoldReward(name)
         case "label":
-            return LabelReward(name)
+            return LabelReward(name, reward.threshold)
         case "function":
             assert reward.path is not None
             return FunctionReward(name, reward.path)

@@ -50,6 +50,21 @@ class StepBatch:
     timing: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judges:
+    """Who scores replies: the named rewards, and the reference where the method has one."""
+
+    rewards: dict[str, ScoringGroup]
+    reference: ScoringGroup | None
+
+
+def start_judges(config: RunConfig) -> Judges:
+    """The groups of a run; they load when they are first asked."""
+    has_one = has_reference(config)
+    reference = reference_group(config, latest_reference(config)) if has_one else None
+    return Judges(rewards=reward_groups(config), reference=reference)
+
+
 class Collector:
     """Leases prompts, has them sampled and scored, and hands batches to the learner."""
 
@@ -59,7 +74,10 @@ class Collector:
         engines: Sequence[EngineHandle],
         items: Sequence[Item],
         reference_engine: EngineHandle | None = None,
+        *,
+        judges: Judges | None = None,
     ) -> None:
+        """Judges are started here, in the run's own way, where none are given."""
         log_to_file(config.cluster.run_dir, "collector")
         self.config = config
         self.items = list(items)
@@ -67,10 +85,8 @@ class Collector:
         deadline_s = config.cluster.rollout.generate_deadline_s
         self.fleet = Fleet(engines, deadline_s)
         self.reference_fleet = Fleet([reference_engine] if reference_engine else [], deadline_s)
-        self.rewards = reward_groups(config)
-        self.reference = (
-            reference_group(config, latest_reference(config)) if has_reference(config) else None
-        )
+        judges = judges or start_judges(config)
+        self.rewards, self.reference = judges.rewards, judges.reference
         self.version = -1
         self._advanced = asyncio.Condition()
         self._batches: dict[int, asyncio.Task[StepBatch]] = {}
@@ -198,7 +214,9 @@ class Collector:
     def _stored(self, group_id: int) -> list[Rollout]:
         item = self._item(group_id)
         assert not isinstance(item, Prompt), "cluster.inputs reads rows with replies for this"
-        return stored_rollouts(group_id, item, max(self.version, 0))
+        return stored_rollouts(
+            group_id, item, max(self.version, 0), demo_score=self.config.data.demo_score
+        )
 
     async def _reference_logprobs(self, rollouts: list[Rollout]) -> list[np.ndarray]:
         if self.reference is None:

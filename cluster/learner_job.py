@@ -76,7 +76,7 @@ def learn_online(job: OnlineJob) -> None:
         started = time.monotonic()
         experiences, timing = _take(job, step, learner)
         taken = time.monotonic()
-        metrics, table = _update(learner, step, experiences)
+        metrics, table = update(learner, step, experiences)
         trained = time.monotonic()
         if step % sync_interval(config) == 0 or step == config.algorithm.num_steps:
             metrics |= publisher.publish(step)
@@ -98,7 +98,7 @@ def learn_online(job: OnlineJob) -> None:
     learner.export(Path(config.cluster.run_dir) / "policy")
 
 
-def _update(
+def update(
     learner: Learner, step: int, experiences: Sequence[Experience]
 ) -> tuple[Metrics, pa.Table]:
     """One learner step by the method's kind of loss; what happened, and the experience as rows."""

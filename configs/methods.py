@@ -359,19 +359,31 @@ METHODS: dict[str, Method] = {
     "kto": _stored(
         "liked and disliked replies, no pairs",
         "Ethayarajh et al., arXiv 2402.01306",
-        {"name": "kto", "beta": 0.1, "desirable": 1.0, "undesirable": 1.0},
+        {"name": "kto", "beta": 0.1, "desirable": 1.0, "undesirable": 1.0, "reduction": "global"},
         arity="point",
     ),
     "pointwise_dpo": _stored(
         "fit implicit rewards to single judgements",
         "Cai et al., arXiv 2312.02554",
-        {"name": "pointwise_dpo", "beta": 0.1, "c": 0.0, "label_mode": "binary"},
+        {
+            "name": "pointwise_dpo",
+            "beta": 0.1,
+            "c": 0.0,
+            "label_mode": "binary",
+            "reduction": "global",
+        },
         arity="point",
     ),
     "ulma": _stored(
         "imitate demonstrations and fit judgements in one step",
         "Cai et al., arXiv 2312.02554",
-        {"name": "ulma", "beta": 0.1, "c": 0.0, "label_mode": "binary"},
+        {
+            "name": "ulma",
+            "beta": 0.1,
+            "c": 0.0,
+            "label_mode": "binary",
+            "reduction": "global",
+        },
         arity="point",
     ),
     "unlikelihood": _stored(

@@ -37,7 +37,8 @@ def loss_takes(config: RunConfig) -> str | None:
     """Constants that the method's loss does not know are refused."""
     name, loss = config.algorithm.name, config.algorithm.loss
     known = METHODS[name].algorithm["loss"]
-    unknown = [field for field in loss.parameters() if field not in known]
+    given = [field for field, value in loss if value is not None]
+    unknown = [field for field in given if field not in known]
     if loss.name != known["name"]:
         return (
             f"algorithm.loss.name={loss.name} is not the loss of algorithm.name={name}, which is "

@@ -100,6 +100,8 @@ class DataConfig(Section):
     ] = "none"
     """What a preference loss compares: nothing (policy gradients); each reply alone; the first two
     replies; the best and the worst; every two; the best and any other; all replies at once."""
+    demo_score: float | None = None
+    """Stored ratings at or above it are trusted enough to be imitated (ULMA)."""
     sliced: bool = False
     """Each iteration of `algorithm.iteration_steps` reads a slice of the rows of its own."""
     sampling: SamplingConfig = SamplingConfig()
@@ -118,6 +120,8 @@ class RewardConfig(Section):
     set says of its own replies."""
     path: str | None = None
     """Folder of the reward model, or the Python file (`file.py` or `file.py:name`)."""
+    threshold: float | None = None
+    """Of kind label: ratings at or above it count as 1, others as 0; where empty, as they are."""
     weight: float = 1.0
     """In the sum that the algorithm sees; 0 records the reward without learning from it."""
 
@@ -235,12 +239,15 @@ class LossConfig(Section):
     """beta log Z of point-wise losses, added to implicit rewards."""
     label_mode: Literal["binary", "continuous"] | None = None
     logp_reduction: Literal["sum", "token_mean"] | None = None
+    reduction: Literal["global", "class_balanced"] | None = None
+    """Point-wise: mean over all replies, or over liked and other replies each, and their sum."""
     desirable: PositiveFloat | None = None
     undesirable: PositiveFloat | None = None
 
     def parameters(self) -> dict[str, object]:
-        """The constants that are set."""
-        return {name: value for name, value in self if name != "name" and value is not None}
+        """What the loss function is called with."""
+        own = ("name", "reduction")
+        return {name: value for name, value in self if name not in own and value is not None}
 
 
 class AlgorithmConfig(Section):

@@ -20,11 +20,14 @@ def prompt_of(item: Item) -> Prompt:
     return item if isinstance(item, Prompt) else item.prompt
 
 
-def stored_rollouts(group_id: int, item: StoredItem, version: int) -> list[Rollout]:
+def stored_rollouts(
+    group_id: int, item: StoredItem, version: int, *, demo_score: float | None = None
+) -> list[Rollout]:
     """A row's replies, the chosen one of a pair first, as if written at `version`.
 
     Labels are 1 and 0 for a pair, the score of a rating and 1 for a demonstration. Chosen replies
-    and demonstrations are marked as such, and ratings whose column `is_demo` says so.
+    and demonstrations are marked as such, and ratings of at least `demo_score` or whose column
+    `is_demo` says so.
     """
     return [
         Rollout(
@@ -42,11 +45,11 @@ def stored_rollouts(group_id: int, item: StoredItem, version: int) -> list[Rollo
             label=label,
             is_demo=is_demo,
         )
-        for index, (text, tokens, label, is_demo) in enumerate(_replies(item))
+        for index, (text, tokens, label, is_demo) in enumerate(_replies(item, demo_score))
     ]
 
 
-def _replies(item: StoredItem) -> list[_Reply]:
+def _replies(item: StoredItem, demo_score: float | None) -> list[_Reply]:
     start = len(item.prompt.tokens)
     match item:
         case PreferencePair():
@@ -56,6 +59,7 @@ def _replies(item: StoredItem) -> list[_Reply]:
             ]
         case Rating():
             is_demo = bool(item.prompt.extra.get("is_demo", False))
+            is_demo = is_demo or (demo_score is not None and item.score >= demo_score)
             return [(item.reply, item.tokens[start:], item.score, is_demo)]
         case Demonstration():
             return [(item.text, item.tokens, 1.0, True)]
