@@ -146,30 +146,42 @@ class Collector:
     # ---- the loop --------------------------------------------------------------------------
 
     async def _collect(self, first_step: int) -> None:
-        ids = unused_ids(self.ledger.used())
+        self._ids = unused_ids(self.ledger.used())
         per_step = self.config.data.prompts_per_step
         for step in range(first_step, self.config.algorithm.num_steps + 1):
             async with self._advanced:
                 oldest = step - 1 - self.config.algorithm.max_staleness
                 await self._advanced.wait_for(lambda oldest=oldest: self.version >= oldest)
-            leased = list(itertools.islice(ids, per_step))
+            leased = list(itertools.islice(self._ids, per_step))
             self._batches[step] = asyncio.create_task(self._batch(step, leased))
 
     async def _batch(self, step: int, leased: Sequence[int]) -> StepBatch:
         started = time.monotonic()
-        walks = [self._walk(lease) for lease in self._leases(leased)]
-        parts = await asyncio.gather(*walks)
-        sampled = max(end for _, end in parts)
-        experiences = [experience for part, _ in parts for experience in part]
+        experiences, sampled = await self._walks(leased)
+        filtered: list[Experience] = []
+        for _ in range(self.config.algorithm.resample_rounds):
+            useless = [e for e in experiences if is_constant(e, self.config)]
+            if not useless:
+                break
+            others, sampled = await self._walks(list(itertools.islice(self._ids, len(useless))))
+            filtered += useless
+            experiences = [e for e in experiences if e not in useless] + others
         batch = StepBatch(
             refs=[ray.put(experience) for experience in experiences],
-            rows=[_ledger_row(step, experience) for experience in experiences],
+            rows=[_ledger_row(step, experience) for experience in experiences]
+            + [_ledger_row(step, experience, "filtered") for experience in filtered],
             timing={
                 "time/sample": sampled - started,
                 "time/score": time.monotonic() - sampled,
             },
         )
         return batch
+
+    async def _walks(self, leased: Sequence[int]) -> tuple[list[Experience], float]:
+        """Groups through sampling and scoring, lease by lease; also when sampling ended."""
+        parts = await asyncio.gather(*(self._walk(lease) for lease in self._leases(leased)))
+        experiences = [experience for part, _ in parts for experience in part]
+        return experiences, max(end for _, end in parts)
 
     def _leases(self, leased: Sequence[int]) -> list[Sequence[int]]:
         """Two leases per engine and step: one is scored while the other is sampled."""
@@ -311,11 +323,21 @@ def build_experiences(
         start += len(group)
 
 
-def _ledger_row(step: int, experience: Experience) -> LedgerRow:
+def is_constant(experience: Experience, config: RunConfig) -> bool:
+    """Whether all replies of a group scored the same, so that it teaches nothing (DAPO)."""
+    weights = {name: reward.weight for name, reward in config.feedback.rewards.items()}
+    totals = {
+        sum(weight * experience.rewards[name][k] for name, weight in weights.items())
+        for k in range(len(experience.rollouts))
+    }
+    return len(totals) == 1
+
+
+def _ledger_row(step: int, experience: Experience, status: str = "used") -> LedgerRow:
     rollouts = experience.rollouts
     return LedgerRow(
         group_id=experience.group_id,
-        status="used",
+        status=status,
         step=step,
         attempts=experience.attempts,
         engine=rollouts[0].engine,

@@ -180,6 +180,7 @@ METHODS: dict[str, Method] = {
             "clip_high": 0.28,
             "mask_truncated": True,
             "filter_groups": True,
+            "resample_rounds": 3,
             "kl": {"coef": 0.0},
         },
     ),

@@ -308,7 +308,10 @@ class AlgorithmConfig(Section):
     mask_truncated: bool = False
     """Leave replies that ran into the length limit out of the loss."""
     filter_groups: bool = False
-    """Leave groups whose replies all scored the same out of the loss; they are not sampled anew."""
+    """Leave groups whose replies all scored the same out of the loss."""
+    resample_rounds: NonNegative = 0
+    """How often the groups that `filter_groups` leaves out are replaced by others, before the step
+    goes on with fewer (DAPO's dynamic sampling)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Of the reward model's pair labels."""
     max_staleness: NonNegative = 0
