@@ -155,6 +155,24 @@ def report(
 
 
 @app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One of them, in full.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what `algorithm.name` can be; with a name: its tuple, its loss and its coefficient."""
+    with guarded(debug=False):
+        from cluster.methods_table import description, listing, print_description, print_list
+
+        if json_output:
+            result = listing() if name is None else description(name)
+            typer.echo(json.dumps(result, ensure_ascii=False))
+        elif name is None:
+            print_list()
+        else:
+            print_description(name)
+
+
+@app.command()
 def doctor() -> None:
     """Check this machine: versions, cores, memory, disk, shared memory; what is wrong, and why."""
     with guarded(debug=False):

@@ -40,6 +40,9 @@ from rl.types import Experience, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
 
+REFERENCE_SEED = 500_000_000
+"""How far the reference's samples are from the policy's in seed."""
+
 
 @dataclass(kw_only=True)
 class StepBatch:
@@ -212,8 +215,12 @@ class Collector:
         parts: list[list[list[Rollout]]] = []
         if source != "stored":
             requests = [self._request(group_id) for group_id in lease]
-            fleets = [self.fleet] + [self.reference_fleet] * (source == "policy+reference")
-            parts += await asyncio.gather(*(fleet.generate(requests) for fleet in fleets))
+            calls = [self.fleet.generate(requests)]
+            if source == "policy+reference":
+                # Of one seed, a policy that has not moved yet would write the very same replies.
+                others = [replace(r, seed=(r.seed + REFERENCE_SEED) % 2**31) for r in requests]
+                calls.append(self.reference_fleet.generate(others))
+            parts += await asyncio.gather(*calls)
         if len(parts) == 2:
             parts[1] = [[replace(r, source="reference") for r in group] for group in parts[1]]
         if source in ("stored", "policy+stored"):

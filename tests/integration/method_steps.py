@@ -88,8 +88,13 @@ def _policy_losses(learner: Any, experiences: list[Experience]) -> list[float]:
     losses = []
     for _ in range(FIXED_STEPS):
         update = MinibatchUpdate(learner, batch, targets, rows)
-        update.step_policy()
-        losses.append(update.policy_loss)
+        if learner.config.algorithm.ratio == "cispo":  # its weights move: the loss at weight 1
+            logprobs, _ = learner.logprobs(batch.tokens, batch.lengths, batch.response_mask, 1.0)
+            losses.append(-float((targets.advantages * logprobs)[targets.loss_mask].sum()))
+            update.step_policy()
+        else:
+            update.step_policy()
+            losses.append(update.policy_loss)
     return losses
 
 

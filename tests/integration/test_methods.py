@@ -71,6 +71,10 @@ def settings_of(name: str, paths: dict[str, Path], model: Path, folder: Path) ->
         overrides += ["algorithm.iteration_steps=1", "cluster.checkpoint.interval=1"]
     if (method.model or {}).get("reference_update") == "ema":
         overrides += ["model.reference_interval=1"]
+    if name == "dapo":  # untrained policies hardly ever end a reply
+        overrides += ["algorithm.mask_truncated=false"]
+    if name == "ulma":
+        overrides += ["data.demo_score=0.6"]
     if "alpha" in method.algorithm.get("loss", {}):
         overrides += ["algorithm.loss.alpha=0.01"]
     return overrides
