@@ -64,9 +64,7 @@ def description(name: str) -> dict[str, Any]:
         near = get_close_matches(name.lower().replace("-", "_"), METHODS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"{name} is not a method; {hint}`attune methods` lists them")
-    from rl.coefficients import coefficient, symbols
-
-    method, text = METHODS[name], coefficient(name).text
+    method = METHODS[name]
     return {
         "name": name,
         "kind": kind(name),
@@ -75,7 +73,7 @@ def description(name: str) -> dict[str, Any]:
         **method.settings,
         "arities": list(method.arities),
         "loss": _loss(name),
-        "coefficient": {"text": text, "symbols": symbols(text)},
+        "coefficient": _coefficient(name),
     }
 
 
@@ -110,9 +108,10 @@ def print_description(name: str) -> None:
         table.add_row("arity", " or ".join(told["arities"]))
     table.add_row("loss", told["loss"]["function"])
     table.add_row("", told["loss"]["summary"])
-    table.add_row("coefficient", told["coefficient"]["text"])
-    for letter, meaning in told["coefficient"]["symbols"].items():
-        table.add_row("", Text(set_cell_size(letter, 5) + meaning, style="dim"))
+    if told["coefficient"]:
+        table.add_row("coefficient", told["coefficient"]["text"])
+        for letter, meaning in told["coefficient"]["symbols"].items():
+            table.add_row("", Text(set_cell_size(letter, 5) + meaning, style="dim"))
     _console().print(table)
 
 
@@ -153,3 +152,14 @@ def _loss(name: str) -> dict[str, str]:
         "function": f"{function.__module__}.{function.__name__}",
         "summary": " ".join(paragraph.split()),
     }
+
+
+def _coefficient(name: str) -> dict[str, Any] | None:
+    """The formula and its letters; None for a method of the user's own that has none."""
+    from rl.coefficients import coefficient, symbols
+
+    try:
+        text = coefficient(name).text
+    except KeyError:
+        return None
+    return {"text": text, "symbols": symbols(text)}
