@@ -11,7 +11,7 @@ import torch
 from configs.methods import METHODS
 from rl import advantages as adv
 from rl.correction import correction_weights
-from rl.kl import k1, kl_loss
+from rl.kl import KLEstimator, k1, kl_loss
 from rl.losses.policy import policy_objective
 from rl.masking import aggregate, masked_sum, moment_sums
 from rl.rewards import shaped_scores
@@ -244,7 +244,7 @@ def total(per_token, made, aggregation):
     )
 
 
-def ours(made, old, row, *, kl=0.0, estimator="k3"):
+def ours(made, old, row, *, kl=0.0, estimator: KLEstimator = "k3"):
     """Loss and sums of a row of the method table with trl's advantages."""
     logprobs = made.logprobs()
     per_token, sums = policy_objective(

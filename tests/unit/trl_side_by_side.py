@@ -242,8 +242,8 @@ class Sampled:
 
     def logprobs(self, model: PreTrainedModel | None = None) -> Tensor:
         """(B, T) of the policy, or of another model."""
-        model = model or self.trainer.model
-        return logprobs_of(model, self.tokens, self.mask, temperature=TEMPERATURE)
+        model_or_policy: PreTrainedModel = self.trainer.model if model is None else model
+        return logprobs_of(model_or_policy, self.tokens, self.mask, temperature=TEMPERATURE)
 
     def laid_out(self, completions: Tensor) -> Tensor:
         """trl's (B, C) per reply token as our (B, T)."""
