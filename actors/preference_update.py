@@ -262,7 +262,7 @@ class PreferenceUpdate:
             torch.tensor(len(values)),
             values.sum(),
             margin.sum(),
-            (margin > 0).sum(),
+            (margin > 0).sum() + 0.5 * (margin == 0).sum(),  # nothing has moved yet: chance
             ratios.sum(),
             torch.tensor(ratios.numel()),
             replies.lengths.sum(),

@@ -71,12 +71,18 @@ def means(replies: Sequence[JudgedReply]) -> dict[str, float]:
 
 
 def with_total(replies: Sequence[JudgedReply], feedback: FeedbackConfig) -> list[JudgedReply]:
-    """The same replies with the score that training saw as the reward `total`."""
+    """The same replies with the score that training saw as the reward `total`.
+
+    Labels know stored replies alone: where they count, a fresh reply has no such score.
+    """
+    if any(reward.kind == "label" and reward.weight for reward in feedback.rewards.values()):
+        return list(replies)
     return [replace(r, rewards=r.rewards | {"total": _total(r, feedback)}) for r in replies]
 
 
 def _total(reply: JudgedReply, feedback: FeedbackConfig) -> float:
-    score = sum(reward.weight * reply.rewards[name] for name, reward in feedback.rewards.items())
+    judged = {name: r.weight for name, r in feedback.rewards.items() if r.kind != "label"}
+    score = sum(weight * reply.rewards[name] for name, weight in judged.items())
     if reply.finish_reason != "stop":
         score -= feedback.missing_eos_penalty
     return score if feedback.clip is None else max(-feedback.clip, min(feedback.clip, score))

@@ -140,7 +140,8 @@ def iterations_fit(config: RunConfig) -> str | None:
 
 def slices_have_iterations(config: RunConfig) -> str | None:
     """Slices belong to iterations."""
-    if not config.data.sliced or config.algorithm.iteration_steps is not None:
+    is_said = config.model.reference_update == "reset"  # asks for the same, in `reference_fits`
+    if not config.data.sliced or is_said or config.algorithm.iteration_steps is not None:
         return None
     return "data.sliced=true needs algorithm.iteration_steps: a third of algorithm.num_steps, say"
 
