@@ -207,6 +207,9 @@ def _checkpoint(learner: Learner, config: RunConfig, step: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         learner.save(Path(folder))
         ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(folder))
+    # `report` returns before the checkpoint is on record: a driver that died now would resume from
+    # the one before. Nothing more is learned until it is.
+    ray.train.get_all_reported_checkpoints()
 
 
 class MetricsLog:
