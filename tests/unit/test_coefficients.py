@@ -22,8 +22,15 @@ from rl.methods import preference_loss
 from tests.unit.made_up_replies import F64, gradient, random_replies, replies
 
 OFFLINE = ("sft", "reward_model")
-PREFERENCE = [name for name, row in METHODS.items() if "loss" in row.algorithm]
-POLICY = [name for name in METHODS if name not in (*OFFLINE, *PREFERENCE)]
+PREFERENCE = [
+    name
+    for name, row in METHODS.items()
+    if "loss" in row.algorithm and row.algorithm["loss"]["name"] in COEFFICIENTS
+]
+"""A new loss needs no closed form to be a method (docs/add-a-method.md)."""
+POLICY = [
+    name for name, row in METHODS.items() if "loss" not in row.algorithm and name not in OFFLINE
+]
 COLUMNS = {"point": [3], "pair": [2, 3], "list": [2, 4]}
 """Replies to a prompt: a third column beside a pair is one that was explored, or is not read."""
 
@@ -315,9 +322,14 @@ def test_the_text_is_the_formula(name):
         torch.testing.assert_close(text.expand_as(wanted), wanted, atol=1e-9, rtol=1e-9)
 
 
-def test_no_row_is_missing_and_every_text_is_one_short_line():
-    texts = {name: coefficient(name).text for name in METHODS}
-    assert [name for name in METHODS if not callable(coefficient(name).function)] == []
+SURVEYED = {
+    "sft", "raft", "rloo", "remax", "ppo", "grpo", "dpo", "ipo", "simpo", "slic", "kto", "rpo",
+}  # fmt: skip
+
+
+def test_no_method_of_the_survey_is_missing_and_every_text_is_one_short_line():
+    texts = {name: coefficient(name).text for name in (*OFFLINE, *POLICY, *PREFERENCE)}
+    assert set(texts) >= SURVEYED
     assert rpo_coefficients.TEXT not in texts.values()
     assert [name for name, text in texts.items() if "\n" in text or len(text) > 140] == []
 
