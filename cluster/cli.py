@@ -143,6 +143,33 @@ def evaluate(
 
 
 @app.command()
+def ablate(
+    file: Annotated[Path, typer.Argument(help="YAML: a base run, cells or a grid, seeds.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of all runs; runs that it holds are not run again.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check, list all runs with their steps and start nothing.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Run methods against each other over several seeds and compare them; goes on where it was."""
+    with guarded(debug):
+        from cluster.ablate import check_inputs, execute, prepare, render
+
+        plan = prepare(file, out)
+        if dry_run:
+            typer.echo(render(plan))
+            return
+        check_inputs(plan)
+        again = f"attune ablate {file}" + (f" --out {out}" if out else "")
+        with failing_with_1(plan.out, again, debug):
+            finished = execute(plan, debug=debug)
+        if not finished:
+            raise typer.Exit(1)
+
+
+@app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run or of a demo.")],
 ) -> None:

@@ -15,7 +15,7 @@ from configs.schema import OptimizerConfig
 
 FOLDER = Path(configs.__file__).parent
 ROOT = FOLDER.parent
-RECIPES = sorted(FOLDER.rglob("*.yaml"))
+RECIPES = sorted(p for p in FOLDER.rglob("*.yaml") if p.parent.name != "ablations")
 RUN = {
     "model": {"path": "m", "max_length": 128},
     "data": {
