@@ -164,8 +164,7 @@ def _cell_table(plan: Plan, cells: Sequence[CellSummary]) -> Table:
         "gain",
         "win rate",
         "KL (nats)",
-        "tokens before",
-        "tokens after",
+        "tokens",
         "labels",
         "time (s)",
     )
@@ -179,8 +178,7 @@ def _cell_table(plan: Plan, cells: Sequence[CellSummary]) -> Table:
                 _bounded(cell.gain, _signed),
                 _bounded(cell.win_rate, "{:.1%}".format),
                 _bounded(cell.kl, short),
-                _mean(cell.length_before, "{:.1f}".format),
-                _mean(cell.length, "{:.1f}".format),
+                (_arrow(cell), ""),
                 _mean(cell.labels, "{:,.0f}".format),
                 _mean(cell.wall_s, "{:,.0f}".format),
             ),
@@ -232,6 +230,13 @@ def _verdict(pair: PairSummary) -> str:
     if not math.isfinite(pair.difference.low):
         return "one seed: none"
     return "without zero" if pair.is_clear else "holds zero"
+
+
+def _arrow(cell: CellSummary) -> str:
+    """Length of held-out replies before and after."""
+    if cell.length_before is None or cell.length is None:
+        return "–"
+    return f"{cell.length_before.mean:.1f} → {cell.length.mean:.1f}"
 
 
 def _signed(value: float) -> str:

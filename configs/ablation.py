@@ -277,10 +277,9 @@ def _load(
 
 def _stages(runs: Sequence[PlannedRun], start: Path) -> tuple[str, ...]:
     """SFT always; the reward model where a run reads it."""
-    folder = str(start / "reward_model") + "/"
-    read = {run.config.model.critic or "" for run in runs}
-    read |= {r.path or "" for run in runs for r in run.config.feedback.rewards.values()}
-    return STAGES if any(path.startswith(folder) for path in read) else STAGES[:1]
+    folder = json.dumps(f"{start / 'reward_model'}/")[:-1]  # wherever a setting names it
+    read = any(folder in run.config.model_dump_json() for run in runs)
+    return STAGES if read else STAGES[:1]
 
 
 def _judge(ablation: Ablation, runs: Sequence[PlannedRun]) -> str:

@@ -386,7 +386,7 @@ def test_the_markdown_table_has_one_row_per_cell(plan):
     assert lines[0].startswith("| cell | seeds | gold before | gold after | gain | win rate |")
     assert lines[1] == (
         "| cold | 2 of 2 | 0.40 | 0.52 | +0.120 [−0.134, +0.374] | 75.0% [40.9%, 92.9%] "
-        "| 2.20 [−0.34, 4.74] | 10.0 | 20.0 | 66 | 60 |"
+        "| 2.20 [−0.34, 4.74] | 10.0 → 20.0 | 66 | 60 |"
     )
     assert any(line.startswith("| cold − hot | 2 | −0.210 [") for line in lines)
     assert "hot gained +0.33 in gold over 2 seeds, more than cold (+0.12): by 0.08 to 0.34" in text
