@@ -43,6 +43,8 @@ class LearnerState:
     """Learner steps finished."""
     kl_coef: float = 0.0
     scores: RunningMoments = field(default_factory=RunningMoments)
+    multipliers: dict[str, float] | None = None
+    """Of constraints, once they are solved (`feedback.one_shot`)."""
 
 
 class Learner:
@@ -248,6 +250,10 @@ class Learner:
     def remember_scores(self, moments: RunningMoments) -> None:
         """Take over the running moments of the scores."""
         self.state = replace(self.state, scores=moments)
+
+    def remember_multipliers(self, multipliers: dict[str, float]) -> None:
+        """Keep solved multipliers for all steps to come."""
+        self.state = replace(self.state, multipliers=multipliers)
 
     def finish_step(self, **changes: object) -> None:
         """Count a learner step and take over other changes of state."""

@@ -22,7 +22,7 @@ import numpy as np
 import ray
 
 from actors.rollout import SampleRequest
-from cluster.evaluation import JudgedReply, answer_and_judge
+from cluster.evaluation import JudgedReply, answer_and_judge, judges_alone
 from cluster.fleet import EngineHandle, Fleet
 from cluster.ledger import Ledger, LedgerRow
 from cluster.references import has_reference, latest_reference
@@ -257,8 +257,8 @@ class Collector:
 
     async def evaluate(self, prompts: Sequence[Prompt]) -> list[JudgedReply]:
         """One judged reply to each of some held-out prompts, from the weights the engines have."""
-        feedback = self.config.feedback.rewards
-        judges = {n: group for n, group in self.rewards.items() if feedback[n].kind != "label"}
+        kinds = {name: reward.kind for name, reward in self.config.feedback.rewards.items()}
+        judges = {n: group for n, group in self.rewards.items() if judges_alone(kinds[n])}
         return await answer_and_judge(self.fleet, judges, prompts, self.config.data.seed)
 
     def stats(self) -> dict[str, int]:
@@ -331,13 +331,18 @@ def build_experiences(
 
 
 def is_constant(experience: Experience, config: RunConfig) -> bool:
-    """Whether all replies of a group scored the same, so that it teaches nothing (DAPO)."""
-    weights = {name: reward.weight for name, reward in config.feedback.rewards.items()}
-    totals = {
-        sum(weight * experience.rewards[name][k] for name, weight in weights.items())
+    """Whether all replies of a group scored the same, so that it teaches nothing (DAPO).
+
+    Where rewards are not summed, what decides between them is known to the learner alone; there
+    the group counts as constant if no reward that is learned from tells its replies apart.
+    """
+    weights = {name: r.weight for name, r in config.feedback.rewards.items() if r.weight}
+    judged = [
+        [weight * experience.rewards[name][k] for name, weight in weights.items()]
         for k in range(len(experience.rollouts))
-    }
-    return len(totals) == 1
+    ]
+    is_sum = config.feedback.combine == "weighted"
+    return len({sum(row) if is_sum else tuple(row) for row in judged}) == 1
 
 
 def _ledger_row(step: int, experience: Experience, status: str = "used") -> LedgerRow:

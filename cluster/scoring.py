@@ -11,9 +11,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.reward import Judge, Scores, build_judge
+from actors.rollout import EngineSpec
 from actors.specs import FrozenSpec
 from cluster.runtime import free_port, log_to_file, role_env
-from configs.schema import RewardConfig, RunConfig, ScoringPlacement
+from configs.schema import MODEL_KINDS, RewardConfig, RunConfig, ScoringPlacement
 from rl.types import Rollout
 
 logger = logging.getLogger(__name__)
@@ -34,9 +35,9 @@ class RewardWorker(Worker):
     """One worker of a named reward."""
 
     def __init__(
-        self, name: str, reward: RewardConfig, spec: FrozenSpec | None, run_dir: str
+        self, name: str, reward: RewardConfig, spec: FrozenSpec | EngineSpec | None, run_dir: str
     ) -> None:
-        log_to_file(run_dir, f"reward-{name}-{spec.rank if spec else 0}")
+        log_to_file(run_dir, f"reward-{name}-{spec.rank if isinstance(spec, FrozenSpec) else 0}")
         self.name, self.reward, self.spec = name, reward, spec
 
     def load(self, address: str) -> None:
@@ -177,13 +178,41 @@ def reward_groups(config: RunConfig) -> dict[str, ScoringGroup]:
 
 def _spawn_reward(config: RunConfig, name: str, reward: RewardConfig) -> list[Any]:
     placement, run_dir = config.cluster.reward, config.cluster.run_dir
-    if reward.kind != "model":
-        return [_worker(RewardWorker, placement, config).remote(name, reward, None, run_dir)]
-    assert reward.path is not None
     return [
         _worker(RewardWorker, placement, config).remote(name, reward, spec, run_dir)
-        for spec in frozen_specs(config, "value", reward.path, placement.num_workers)
+        for spec in _reward_specs(config, name, reward)
     ]
+
+
+def _reward_specs(
+    config: RunConfig, name: str, reward: RewardConfig
+) -> Sequence[FrozenSpec | EngineSpec | None]:
+    """What each worker of a reward has to load."""
+    if reward.kind not in MODEL_KINDS:
+        return [None]
+    path = reward.path or reward.paths[0]  # an ensemble loads its other folders likewise
+    if reward.kind == "llm_judge":
+        return [judge_spec(config, name, path)]
+    return frozen_specs(config, "value", path, config.cluster.reward.num_workers)
+
+
+def judge_spec(config: RunConfig, name: str, path: str) -> EngineSpec:
+    """An engine of its own, set up as the rollout engines are, that gets no new weights.
+
+    Its context holds a prompt and two replies, whose tokens may be more than the policy's.
+    """
+    device = config.cluster.device
+    return EngineSpec(
+        name=f"judge-{name}",
+        model_path=path,
+        dtype=config.model.dtype,
+        max_length=4 * config.model.max_length + config.feedback.rewards[name].verdict_tokens,
+        sampling=config.data.sampling,
+        placement=config.cluster.rollout.model_copy(update={"tensor_parallel_size": 1}),
+        transport="gloo" if device == "cpu" else "nccl",
+        device=device,
+        seed=config.data.seed,
+    )
 
 
 def reference_group(config: RunConfig, path: str) -> ScoringGroup:

@@ -3,9 +3,9 @@
 A rule returns one line, or None where it is kept. `violations` asks them all.
 """
 
-import re
 from collections.abc import Callable
 
+from configs import feedback_checks as feedback
 from configs.preference_checks import PREFERENCE, is_preference
 from configs.schema import GROUPED, OFFLINE, RunConfig
 
@@ -89,36 +89,6 @@ def _prompt_fits(config: RunConfig) -> str | None:
 
 
 # Feedback
-
-
-def _rewards_needed(config: RunConfig) -> str | None:
-    if any(reward.weight for reward in config.feedback.rewards.values()):
-        return None
-    return (
-        f"algorithm.name={config.algorithm.name} learns from rewards: name at least one with a "
-        "weight other than 0, such as feedback.rewards.rm.kind=model feedback.rewards.rm.path=..."
-    )
-
-
-def _reward_names(config: RunConfig) -> str | None:
-    for name in config.feedback.rewards:
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
-            return (
-                f"feedback.rewards.{name}: a reward's name is a letter followed by letters, "
-                "digits, - or _, for it becomes part of metric names"
-            )
-    return None
-
-
-def _reward_paths(config: RunConfig) -> str | None:
-    wanted = {"model": "the folder of the reward model", "function": "the Python file"}
-    for name, reward in config.feedback.rewards.items():
-        field = f"feedback.rewards.{name}.path"
-        if reward.kind in wanted and not reward.path:
-            return f"{field} is required for kind {reward.kind}: {wanted[reward.kind]}"
-        if reward.kind == "gold" and reward.path:
-            return f"{field}={reward.path} has no meaning for kind gold; leave it out"
-    return None
 
 
 def _overlong_buffer(config: RunConfig) -> str | None:
@@ -327,7 +297,7 @@ def _gpus(config: RunConfig) -> dict[str, float]:
         return gpus
     gpus["cluster.rollout.gpus_per_engine"] = cluster.rollout.gpus_per_engine
     gpus["cluster.reference.gpus_per_worker"] = cluster.reference.gpus_per_worker
-    if any(reward.kind == "model" for reward in config.feedback.rewards.values()):
+    if feedback.has_reward_models(config):
         gpus["cluster.reward.gpus_per_worker"] = cluster.reward.gpus_per_worker
     return gpus
 
@@ -388,8 +358,10 @@ _ALWAYS: tuple[Rule, ...] = (
     _minibatches,
     _enough_for_each_rank,
     _micro_batch,
-    _reward_names,
-    _reward_paths,
+    feedback.reward_names,
+    feedback.reward_settings,
+    feedback.combination,
+    feedback.one_worker,
     _correction_bounds,
     _kl_target,
     _warmup,
@@ -399,7 +371,8 @@ _ALWAYS: tuple[Rule, ...] = (
 _OFFLINE: tuple[Rule, ...] = (_offline_is_plain, _prompt_fits)
 _SAMPLED: tuple[Rule, ...] = (
     _reply_fits,
-    _rewards_needed,
+    feedback.rewards_needed,
+    feedback.something_to_compare,
     _overlong_buffer,
     _tensor_parallel,
     _transport,

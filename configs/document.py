@@ -91,6 +91,8 @@ def _kind(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     if origin is tuple:
         count = "any number" if arguments[-1] is Ellipsis else len(arguments)
         return f"list of {count}: {_kind(arguments[0])}"
+    if origin is dict:
+        return f"{_kind(arguments[1])}, by name"
     return " ".join([KINDS[annotation], " and ".join(_bounds(metadata))]).strip()
 
 

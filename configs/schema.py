@@ -29,6 +29,12 @@ GROUPED = (
 )
 """Values of `algorithm.advantage` that compare the replies to one prompt (`rl.advantages`)."""
 
+MODEL_KINDS = ("model", "implicit", "classifier", "ensemble", "ranker", "llm_judge")
+"""Kinds of reward that hold model weights."""
+
+GROUP_WISE = ("ranker", "llm_judge")
+"""Kinds of reward that compare the replies to one prompt, so that they need all of them at once."""
+
 
 class Section(BaseModel):
     """Base of every section: immutable, and closed to unknown keys."""
@@ -114,14 +120,52 @@ class DataConfig(Section):
 class RewardConfig(Section):
     """One named reward."""
 
-    kind: Literal["gold", "model", "function", "label"]
+    kind: Literal[
+        "gold",
+        "model",
+        "function",
+        "label",
+        "implicit",
+        "classifier",
+        "ensemble",
+        "ranker",
+        "llm_judge",
+    ]
     """gold: the built-in world's true reward; model: a reward-model folder; function: a Python
     file with one function `reward(prompts, replies, rows) -> list[float]`; label: what the data
-    set says of its own replies."""
+    set says of its own replies; implicit: what DPO taught a policy, against what it was trained
+    from; classifier: one label of a text classifier; ensemble: several reward models; ranker: a
+    cross-encoder that compares two replies; llm_judge: a language model that is asked which of two
+    replies is better. The last two score a reply by its mean chance to win in its group."""
     path: str | None = None
-    """Folder of the reward model, or the Python file (`file.py` or `file.py:name`)."""
+    """Folder of the model, or the Python file (`file.py` or `file.py:name`)."""
     threshold: float | None = None
     """Of kind label: ratings at or above it count as 1, others as 0; where empty, as they are."""
+    reference: str | None = None
+    """Of kind implicit: folder of the policy that `path` was trained from."""
+    beta: PositiveFloat | None = None
+    """Of kind implicit: the beta it was trained with; scores are in its unit."""
+    length_normalised: bool = False
+    """Of kind implicit: per token, so that long replies have no more room to earn."""
+    positive: NonNegative | None = None
+    """Of kind classifier: index of the label that is wanted."""
+    output: Literal["log_odds", "probability"] = "log_odds"
+    """Of kind classifier: of the wanted label, against all others together."""
+    paths: tuple[str, ...] = ()
+    """Of kind ensemble: folders of two or more reward models whose scores have one scale."""
+    reduce: Literal["mean", "minimum", "penalised"] = "mean"
+    """Of kind ensemble: penalised is the mean less `penalty` standard deviations. How far its
+    models are apart is recorded as `NAME/disagreement`."""
+    penalty: NonNegativeFloat | None = None
+    """Of kind ensemble, where `reduce` is penalised: standard deviations to subtract."""
+    prompt_file: str | None = None
+    """Of kind llm_judge: text file with {prompt}, {first} and {second}, the question to the judge.
+    Of kind ranker: what its two replies are read in; where empty, a plain layout."""
+    verdict: Literal["token", "text"] = "token"
+    """Of kind llm_judge. token: how likely its answer begins with A or with B; text: it writes an
+    answer with [[A]], [[B]] or [[tie]] in it, which costs as many tokens as it writes."""
+    verdict_tokens: Positive = 512
+    """Of kind llm_judge: longest answer in text."""
     weight: float = 1.0
     """In the sum that the algorithm sees; 0 records the reward without learning from it."""
 
@@ -131,6 +175,17 @@ class FeedbackConfig(Section):
 
     rewards: dict[str, RewardConfig] = Field(default_factory=dict)
     """By name. Parts stay separate in every record; only the last step combines them."""
+    combine: Literal["weighted", "minimum", "group_minimum", "lagrangian"] = "weighted"
+    """weighted: sum of weight times reward; minimum: each reply's lowest of these; group_minimum:
+    the one whose mean over the step is lowest (MaxMin-RLHF); lagrangian: the sum over rewards
+    without a bound, plus multiplier times (reward - bound) of those with one."""
+    bounds: dict[str, float] = Field(default_factory=dict)
+    """Of lagrangian: reward name -> what its mean must be at least."""
+    multipliers: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """Of lagrangian: reward name -> its multiplier, fixed."""
+    one_shot: bool = False
+    """Of lagrangian: solve the multipliers once, on the samples of the first step, which are still
+    the reference's (One-Shot Safety Alignment)."""
     missing_eos_penalty: NonNegativeFloat = 0.0
     """Subtracted from the score of a reply that did not end by itself."""
     overlong_buffer: Positive | None = None

@@ -200,14 +200,27 @@ def encode_for_reward(
     that a reply spells out are broken up: else a policy could end its reply, or open another
     turn, in the eyes of the reward model alone.
     """
-    encoded = []
+    return [[*start, *reply] for start, reply in encode_turns(prompts, replies, tokenizer)]
+
+
+def encode_turns(
+    prompts: Sequence[Prompt], replies: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
+) -> list[tuple[list[int], list[int]]]:
+    """What `encode_for_reward` joins: the tokens of each prompt, and of its reply with EOS."""
+    turns = []
     for prompt, reply in zip(prompts, replies, strict=True):
         messages = prompt.messages or ({"role": "user", "content": prompt.text},)
-        for token in tokenizer.all_special_tokens:
-            reply = reply.replace(token, " ")
         start = prompt_tokens(messages, tokenizer)
-        encoded.append([*start, *reply_tokens(messages, start, reply, tokenizer)])
-    return encoded
+        plain = without_special_tokens(reply, tokenizer)
+        turns.append((start, reply_tokens(messages, start, plain, tokenizer)))
+    return turns
+
+
+def without_special_tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The text with a space for each special token that it spells out."""
+    for token in tokenizer.all_special_tokens:
+        text = text.replace(token, " ")
+    return text
 
 
 def _prompt(
