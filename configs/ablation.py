@@ -6,6 +6,7 @@ Everything is refused here, before anything starts, in one line that names the c
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from configs import strict_yaml
 from configs.errors import ConfigError
 from configs.load import load_config
 from configs.paths import absolute_paths
-from configs.schema import OFFLINE, Positive, RunConfig, Section
+from configs.schema import GROUP_WISE, OFFLINE, Positive, RunConfig, Section
 
 START = "{start}"
 """In overrides and in an inline base: the folder with the seed's world/, sft/ and reward_model/."""
@@ -136,7 +137,8 @@ def read_ablation(file: Path) -> Ablation:
 
 def make_plan(ablation: Ablation, file: Path, out: Path | None = None) -> Plan:
     """Every run with its checked configuration; raises `ConfigError` that names the cell."""
-    folder = (out or Path(ablation.out or Path("runs/ablate") / file.stem)).absolute()
+    # As configurations have it (`configs.paths`): without `..`, so that folders compare by name.
+    folder = Path(os.path.abspath(out or ablation.out or Path("runs/ablate") / file.stem))
     cells = expand(ablation)
     grouped: list[tuple[Start | None, tuple[PlannedRun, ...]]] = []
     shared = ablation.start == "world" and not ablation.world.seed_from_run
@@ -294,15 +296,21 @@ def _judge(ablation: Ablation, runs: Sequence[PlannedRun]) -> str:
                 f"cell {run.cell}: there is no reward {judge} to compare cells by (judge); it has "
                 f"{', '.join(sorted(names)) or 'none that can judge fresh replies'}"
             )
+        if judge == "total" and run.config.feedback != runs[0].config.feedback:
+            raise ConfigError(
+                f"cell {run.cell}: its rewards are not summed as in cell {runs[0].cell}, so their "
+                "totals cannot be compared; name a reward of all cells as judge"
+            )
     return judge
 
 
 def _judging(config: RunConfig) -> list[str]:
-    """Rewards that fresh replies have; labels know stored ones alone."""
+    """Rewards that a single fresh reply has; as `cluster.evaluation` finds them in a run."""
     rewards = config.feedback.rewards
-    fresh = [name for name, reward in rewards.items() if reward.kind != "label"]
-    learned_from_labels = any(r.kind == "label" and r.weight for r in rewards.values())
-    return fresh if learned_from_labels else [*fresh, "total"]
+    apart = [name for name, r in rewards.items() if r.kind == "label" or r.kind in GROUP_WISE]
+    alone = [name for name in rewards if name not in apart]
+    summed = not config.feedback.one_shot and not any(rewards[name].weight for name in apart)
+    return [*alone, "total"] if summed else alone
 
 
 def _check_one_cluster(plan: Plan) -> None:

@@ -10,7 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from cluster.ablate import is_begun, is_done, prepare, refuse_changed, render
+from cluster.ablate import (
+    _Jobs,
+    check_inputs,
+    is_begun,
+    is_done,
+    prepare,
+    refuse_changed,
+    render,
+)
 from cluster.ablation_report import write_results
 from cluster.ablation_results import (
     FAILED,
@@ -119,7 +127,8 @@ def test_the_base_may_be_a_file_beside_the_ablation(tmp_path):
 def test_a_world_of_each_seed_is_what_its_runs_start_from(tmp_path):
     rewards = {"rm": {"kind": "model", "path": "old"}, "gold": {"kind": "gold", "weight": 0}}
     base = BASE | {"feedback": {"rewards": rewards}}
-    plan = plan_of(tmp_path, base=base, start="world", cells={"a": None}, seeds=[0, 1])
+    out = str(tmp_path / "elsewhere" / ".." / "out")
+    plan = plan_of(tmp_path, base=base, start="world", cells={"a": None}, seeds=[0, 1], out=out)
     start, (run,) = plan.starts[1]
     folder = tmp_path / "out" / "seed=1"
     assert (start.folder, start.seed, start.stages) == (folder, 1, ("sft", "reward_model"))
@@ -210,7 +219,15 @@ def test_a_bad_setting_of_the_world_is_named(tmp_path):
 def test_the_judge_is_gold_only_where_every_cell_has_it(tmp_path):
     assert plan_of(tmp_path, cells=CELLS).judge == "gold"
     rule = ["feedback.rewards.gold=null", "feedback.rewards.rule={kind: function, path: f.py}"]
-    assert plan_of(tmp_path, cells=CELLS | {"ruled": rule}).judge == "total"
+    ruled = {name: [*given, *rule] for name, given in CELLS.items()}
+    assert plan_of(tmp_path, cells=ruled).judge == "total"
+
+
+def test_totals_of_different_rewards_are_not_compared(tmp_path):
+    cells = {"a": [], "b": ["feedback.missing_eos_penalty=1.0"]}
+    assert plan_of(tmp_path, cells=cells, judge="gold").judge == "gold"
+    line = refusal(tmp_path, cells=cells, judge="total")
+    assert "cell b: its rewards are not summed as in cell a" in line
 
 
 # What is run again.
@@ -239,6 +256,17 @@ def test_a_run_of_other_settings_is_not_taken_for_the_cell(tmp_path):
     changed = plan_of(tmp_path, cells=CELLS | {"cold": ["algorithm.kl.coef=0.2"]})
     with pytest.raises(ConfigError, match=r"cell cold: .*was run with another algorithm\.kl\.coef"):
         refuse_changed(changed)
+
+
+def test_a_run_that_fails_is_noted_and_the_others_go_on(tmp_path):
+    # Both lack a model, which each finds out by itself, before it asks Ray for anything.
+    plan = plan_of(tmp_path, cells=CELLS, parallel=1)
+    _Jobs(plan, debug=False).run(plan.runs)
+    for run in plan.runs:
+        assert "model.path" in (run.folder / FAILED).read_text()
+        assert (run.folder / "config.yaml").exists()
+    with pytest.raises(ConfigError, match=r"^cell cold: .*model\.path"):
+        check_inputs(plan)
 
 
 # Results of made-up runs: 2 cells, 2 seeds, 4 held-out prompts, 4 steps of 8 x 2 replies.
