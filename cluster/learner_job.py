@@ -241,7 +241,9 @@ class MetricsLog:
         metrics["tokens_per_s"] = metrics["num_tokens"] / metrics["time/step"]
         if self.is_synchronous and "time/sample" in metrics:
             phases = ("time/sample", "time/score", "time/train", "time/sync")
-            metrics["time/idle"] = max(0.0, metrics["time/step"] - sum(metrics[p] for p in phases))
+            metrics["time/idle"] = max(
+                0.0, metrics["time/step"] - sum(metrics.get(p, 0.0) for p in phases)
+            )
         elif "time/wait" in metrics:
             metrics["time/idle"] = metrics["time/wait"]
         record = {
