@@ -25,8 +25,12 @@ from rl.methods import PreferenceLoss, preference_loss
 from rl.pairing import is_list, pairs
 from rl.types import Experience, Metrics, Source
 
-SUMS = ("units", "loss", "margin", "correct", "log_ratio", "replies", "tokens", "explored")
-"""What is added up over micro-batches and ranks; margins are of the best and the worst reply."""
+SUMS = (
+    "units", "loss", "margin", "correct", "log_ratio", "replies", "explored",
+    "own_replies", "own_log_ratio", "own_tokens",
+)  # fmt: skip
+"""What is added up over micro-batches and ranks: margins are of the best and the worst reply, `own`
+replies are the policy's."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,6 +94,7 @@ class PreferenceUpdate:
         assert self.settings.loss.name is not None
         self.loss: PreferenceLoss = preference_loss(self.settings.loss.name)
         self.sources: list[Source] = [r.source for e in experiences for r in e.rollouts]
+        self.is_own = torch.tensor([source == "policy" for source in self.sources])
         self.is_demo = torch.tensor([r.is_demo for e in experiences for r in e.rollouts])
         self.lengths = batch.response_mask.sum(-1).float()
         self.reference = masked_sum(batch.ref_logprobs, batch.response_mask, dim=-1)
@@ -228,7 +233,8 @@ class PreferenceUpdate:
         values = self.loss.function(replies, **extras)
         values = values[:, 0] if values.dim() == 2 else values  # a point-wise unit is one reply
         loss = (values * self._weights(units).to(values.device)).sum()
-        self._record(replies, values.detach(), explored)
+        is_own = self.is_own[rows].view(shape).to(flat.device)
+        self._record(replies, values.detach(), explored, is_own)
         self.logprobs[rows, : layout.shape[1]] = logprobs.detach().cpu()
         return loss
 
@@ -252,7 +258,13 @@ class PreferenceUpdate:
     # ---- the record ------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _record(self, replies: Replies, values: torch.Tensor, explored: torch.Tensor) -> None:
+    def _record(
+        self,
+        replies: Replies,
+        values: torch.Tensor,
+        explored: torch.Tensor,
+        is_own: torch.Tensor,
+    ) -> None:
         ratios = replies.log_ratios.detach()
         best = replies.scores.argmax(-1, keepdim=True)
         worst = replies.scores.argmin(-1, keepdim=True)
@@ -265,8 +277,10 @@ class PreferenceUpdate:
             (margin > 0).sum() + 0.5 * (margin == 0).sum(),  # nothing has moved yet: chance
             ratios.sum(),
             torch.tensor(ratios.numel()),
-            replies.lengths.sum(),
             ratios.gather(1, column).sum(),
+            is_own.sum(),
+            ratios[is_own].sum(),
+            replies.lengths[is_own].sum(),
         ]
         self.sums += torch.stack([part.double().cpu() for part in parts])
 
@@ -278,14 +292,18 @@ class PreferenceUpdate:
             "loss/preference": total["loss"] / units,
             "units": total["units"] / self.settings.num_epochs,
             "groups": groups,
-            "kl/ref_k1": total["log_ratio"] / replies,
-            "length/mean": total["tokens"] / replies,
+            "preference/log_ratio": total["log_ratio"] / replies,
             "num_tokens": float(self.learner.reduce(self.batch.response_mask.sum().double())),
         }
         if self.units.size > 1:
             metrics |= {
                 "preference/margin": total["margin"] / units,
                 "preference/accuracy": total["correct"] / units,
+            }
+        if own := total["own_replies"]:  # of stored replies neither would speak of the policy
+            metrics |= {
+                "kl/ref_k1": total["own_log_ratio"] / own,
+                "length/mean": total["own_tokens"] / own,
             }
         if "explored" in self.loss.needs:
             metrics["preference/explored_log_ratio"] = total["explored"] / units

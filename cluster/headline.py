@@ -83,7 +83,8 @@ def curve_change(record: RunRecord, metric: str) -> Change | None:
 
 def _online_sentence(record: RunRecord) -> str:
     gold = next((name for name in record.gold_names if "/" not in name), None)
-    if gold is None and "total" not in (record.summary.get("reward_after") or {"total": 0}):
+    judged = record.summary.get("reward_after")
+    if gold is None and isinstance(judged, dict) and "total" not in judged:
         return _label_sentence(record)
     change = reward_change(record, gold or "total")
     if change is None:
