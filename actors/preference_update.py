@@ -25,6 +25,8 @@ from rl.methods import PreferenceLoss, preference_loss
 from rl.pairing import is_list, pairs
 from rl.types import Experience, Metrics, Source
 
+UNMOVED = 1e-4
+"""Nats: below it, learner and reference differ by rounding alone, and a hit is chance."""
 SUMS = (
     "units", "loss", "margin", "correct", "log_ratio", "replies", "explored",
     "own_replies", "own_log_ratio", "own_tokens",
@@ -274,7 +276,7 @@ class PreferenceUpdate:
             torch.tensor(len(values)),
             values.sum(),
             margin.sum(),
-            (margin > 0).sum() + 0.5 * (margin == 0).sum(),  # nothing has moved yet: chance
+            (margin > UNMOVED).sum() + 0.5 * (margin.abs() <= UNMOVED).sum(),
             ratios.sum(),
             torch.tensor(ratios.numel()),
             ratios.gather(1, column).sum(),
