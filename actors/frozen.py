@@ -42,7 +42,8 @@ class FrozenModel:
         rank = {"RANK": spec.rank, "LOCAL_RANK": 0, "WORLD_SIZE": spec.world_size}
         os.environ.update({name: str(value) for name, value in rank.items()})
         os.environ.update({"MASTER_ADDR": host, "MASTER_PORT": port, "LOCAL_SIZE": "1"})
-        dist.init_process_group("nccl" if spec.device == "cuda" else "gloo")
+        if not dist.is_initialized():  # a judge of several models loads them one after another
+            dist.init_process_group("nccl" if spec.device == "cuda" else "gloo")
         return build_engine(spec.kind, spec.path, dtype=getattr(torch, spec.dtype))
 
     @torch.inference_mode()

@@ -43,6 +43,8 @@ class LearnerState:
     """Learner steps finished."""
     kl_coef: float = 0.0
     scores: RunningMoments = field(default_factory=RunningMoments)
+    multipliers: dict[str, float] | None = None
+    """Of constraints, once they are solved (`feedback.one_shot`)."""
 
 
 class Learner:
@@ -229,18 +231,29 @@ class Learner:
         return algorithm.optimizer
 
     def learning_rate_factor(self, settings: OptimizerConfig) -> float:
-        """Of the learner step about to be taken; schedules count learner steps."""
+        """Of the learner step about to be taken; schedules count the steps of an iteration."""
+        algorithm = self.config.algorithm
+        num_steps = algorithm.iteration_steps or algorithm.num_steps
         return learning_rate_factor(
-            self.state.version,
+            self.state.version % num_steps,
             schedule=settings.schedule,
             warmup_steps=settings.warmup_steps,
-            num_steps=self.config.algorithm.num_steps,
+            num_steps=num_steps,
             min_ratio=settings.min_ratio,
         )
+
+    def forget_moments(self) -> None:
+        """Go on as a new optimizer would: AdamW's moments and step counts are 0 again."""
+        for engine in self.engines.values():
+            zero.forget_moments(engine)
 
     def remember_scores(self, moments: RunningMoments) -> None:
         """Take over the running moments of the scores."""
         self.state = replace(self.state, scores=moments)
+
+    def remember_multipliers(self, multipliers: dict[str, float]) -> None:
+        """Keep solved multipliers for all steps to come."""
+        self.state = replace(self.state, multipliers=multipliers)
 
     def finish_step(self, **changes: object) -> None:
         """Count a learner step and take over other changes of state."""

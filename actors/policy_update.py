@@ -1,4 +1,4 @@
-"""One learner step of PPO or RLOO: experiences in, an updated policy and metrics out.
+"""One learner step of a policy-gradient method: experiences in, an updated policy and metrics out.
 
     old log-probs, values ─▶ scores ─▶ KL, advantages ─▶ importance weights ─▶ epochs × minibatches
 
@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from actors.learner import Learner
-from configs.schema import AlgorithmConfig, FeedbackConfig
+from actors.scores import combined_scores
+from configs.schema import GROUPED, AlgorithmConfig
 from rl import advantages as adv
 from rl import kl as kl_maths
 from rl import rewards as reward_maths
@@ -56,7 +57,7 @@ def update_policy(
     metrics["kl/coef"] = coef
     settings = learner.config.algorithm.kl
     if settings.target is not None:
-        num_samples = int(learner.reduce(torch.tensor(len(batch.lengths))))
+        num_samples = int(learner.reduce(batch.response_mask.any(-1).sum()))
         coef = kl_maths.adaptive_kl(
             coef, metrics["kl/ref_k1"], settings.target, settings.horizon, num_samples
         )
@@ -66,30 +67,27 @@ def update_policy(
 
 def prepare(learner: Learner, batch: PolicyBatch) -> tuple[Targets, Metrics]:
     """Everything that is fixed before the first optimizer step, and its metrics."""
-    algorithm, feedback = learner.config.algorithm, learner.config.feedback
+    algorithm = learner.config.algorithm
     mask = batch.response_mask
     temperature = learner.config.data.sampling.temperature
     recomputed, entropy = learner.logprobs(batch.tokens, batch.lengths, mask, temperature)
     old = batch.rollout_logprobs if algorithm.correction.mode == "bypass" else recomputed
-    loss_mask = mask & batch.finished[:, None] if algorithm.mask_truncated else mask
-    scores, metrics = _scores(learner, batch, feedback)
+    scores, metrics = combined_scores(learner, batch)
+    loss_mask = _loss_mask(batch, scores, algorithm)
     kl = kl_maths.kl_estimate(old, batch.ref_logprobs, algorithm.kl.estimator)
-    in_reward = learner.state.kl_coef if algorithm.kl.place == "reward" else 0.0
-    values = torch.zeros_like(old)
-    if algorithm.advantage == "gae":
+    values = returns = torch.zeros_like(old)
+    if algorithm.advantage in GROUPED:
+        advantages = _group_advantages(learner, batch, scores, kl)
+    elif algorithm.advantage == "gae":
         values = learner.values(batch.tokens, batch.lengths, mask) * mask
-        rewards = reward_maths.token_rewards(scores, kl, mask, in_reward)
-        if algorithm.whiten_rewards:
-            sums = learner.reduce(moment_sums(rewards, mask))
-            rewards = whiten(rewards, mask, sums, restore_mean=True)
+        rewards = _token_rewards(learner, batch, scores, kl)
         advantages, returns = adv.gae(rewards, values, mask, algorithm.gamma, algorithm.lam)
         metrics["explained_variance"] = explained_variance(
             learner.reduce(value_sums(values, returns, mask))
         )
     else:
-        shaped = reward_maths.shaped_scores(scores, kl, mask, in_reward)
-        advantages = adv.spread_over_tokens(_grouped(batch, shaped), mask)
-        returns = values
+        rewards = _token_rewards(learner, batch, scores, kl)
+        advantages = adv.reward_to_go(rewards, mask, algorithm.gamma)
     if algorithm.whiten_advantages:
         sums = learner.reduce(moment_sums(advantages, loss_mask))
         advantages = whiten(advantages, loss_mask, sums)
@@ -107,47 +105,45 @@ def prepare(learner: Learner, batch: PolicyBatch) -> tuple[Targets, Metrics]:
     return targets, metrics
 
 
-def _scores(
-    learner: Learner, batch: PolicyBatch, feedback: FeedbackConfig
-) -> tuple[torch.Tensor, Metrics]:
-    """(B,) combined scores, and metrics of every named reward and part."""
-    weights = {name: reward.weight for name, reward in feedback.rewards.items()}
-    scores = reward_maths.combine_rewards(batch.rewards, weights)
-    scores = reward_maths.penalise_missing_eos(scores, batch.finished, feedback.missing_eos_penalty)
-    scores = reward_maths.clip_scores(scores, feedback.clip)
-    names = list(batch.rewards)
-    sums = torch.stack([moment_sums(values) for values in [scores, *batch.rewards.values()]])
-    sums = learner.reduce(sums)
-    means = (sums[:, 1] / sums[:, 0]).tolist()
-    metrics = {f"reward/{name}/mean": mean for name, mean in zip(names, means[1:], strict=True)}
-    variance = sums[0, 2] / sums[0, 0] - (sums[0, 1] / sums[0, 0]) ** 2
-    metrics |= {"reward/total/mean": means[0], "reward/total/std": max(float(variance), 0) ** 0.5}
-    metrics |= _quantiles(learner, scores)
-    equal = [float(scores[rows].max() == scores[rows].min()) for rows in batch.group_rows]
-    flat = learner.reduce(torch.tensor([sum(equal), float(len(equal))]))
-    metrics["zero_std_groups"] = float(flat[0] / flat[1])
-    if feedback.normalise:
-        moments = learner.state.scores.updated(sums[0])
-        learner.remember_scores(moments)
-        scores = moments.normalise(scores)
-    return scores, metrics
+def _loss_mask(
+    batch: PolicyBatch, scores: torch.Tensor, algorithm: AlgorithmConfig
+) -> torch.Tensor:
+    """(B, T) bool: the sampled tokens that the policy learns from."""
+    kept = adv.rows_to_learn_from(
+        algorithm.advantage, scores, batch.group_rows, filter_groups=algorithm.filter_groups
+    )
+    if algorithm.mask_truncated:
+        kept = kept & batch.finished
+    return batch.response_mask & kept[:, None]
 
 
-def _quantiles(learner: Learner, scores: torch.Tensor) -> Metrics:
-    """p10, p50 and p90 over all ranks."""
-    gathered: list[list[float]] = [[] for _ in range(learner.world_size)]
-    dist.all_gather_object(gathered, scores.tolist())
-    everything = torch.tensor([score for part in gathered for score in part])
-    levels = torch.quantile(everything, torch.tensor([0.1, 0.5, 0.9])).tolist()
-    return {f"reward/total/p{p}": level for p, level in zip((10, 50, 90), levels, strict=True)}
+def _kl_coef_in_reward(learner: Learner) -> float:
+    return learner.state.kl_coef if learner.config.algorithm.kl.place == "reward" else 0.0
 
 
-def _grouped(batch: PolicyBatch, shaped: torch.Tensor) -> torch.Tensor:
-    """(B,) leave-one-out advantages, group by group."""
-    result = torch.zeros_like(shaped)
-    for rows in batch.group_rows:
-        result[rows] = adv.rloo(shaped[rows][None])[0]
-    return result
+def _group_advantages(
+    learner: Learner, batch: PolicyBatch, scores: torch.Tensor, kl: torch.Tensor
+) -> torch.Tensor:
+    """(B, T): one advantage per reply, from its group's scores and their KL."""
+    mask = batch.response_mask
+    shaped = reward_maths.shaped_scores(scores, kl, mask, _kl_coef_in_reward(learner))
+    sums = learner.reduce(moment_sums(shaped, mask.any(-1)))
+    per_reply = adv.group_advantages(
+        learner.config.algorithm.advantage, shaped, batch.group_rows, sums
+    )
+    return adv.spread_over_tokens(per_reply, mask)
+
+
+def _token_rewards(
+    learner: Learner, batch: PolicyBatch, scores: torch.Tensor, kl: torch.Tensor
+) -> torch.Tensor:
+    """(B, T): KL on every token and the score on the last one."""
+    mask = batch.response_mask
+    rewards = reward_maths.token_rewards(scores, kl, mask, _kl_coef_in_reward(learner))
+    if learner.config.algorithm.whiten_rewards:
+        sums = learner.reduce(moment_sums(rewards, mask))
+        rewards = whiten(rewards, mask, sums, restore_mean=True)
+    return rewards
 
 
 def _correction(
@@ -188,7 +184,7 @@ def _sampling_metrics(
 ) -> Metrics:
     """KL to the reference, entropy, lengths and ends of the replies."""
     mask = batch.response_mask
-    lengths = mask.sum(-1)
+    lengths, is_sampled = mask.sum(-1), mask.any(-1)
     k3 = kl_maths.kl_estimate(logprobs, batch.ref_logprobs, "k3")
     k1 = kl_maths.kl_estimate(logprobs, batch.ref_logprobs, "k1")
     sums = [
@@ -196,8 +192,8 @@ def _sampling_metrics(
         masked_sum(k3, mask),
         masked_sum(entropy, mask),
         lengths.sum(),
-        batch.finished.sum(),
-        torch.tensor(len(lengths)),
+        (batch.finished & is_sampled).sum(),
+        is_sampled.sum(),
     ]
     k1_sum, k3_sum, entropy_sum, num_tokens, num_finished, num_replies = learner.reduce(
         torch.stack([value.double() for value in sums])
@@ -275,12 +271,14 @@ class MinibatchUpdate:
         """One step of the policy; returns its gradient norm."""
         temperature = self.learner.config.data.sampling.temperature
         batch = self.batch
+        # Rows outside the loss would cost a forward and a backward pass; a rank needs one row.
+        live = [row for row in self.rows if self.targets.loss_mask[row].any()]
         return self.learner.step(
             "policy",
             batch.tokens,
             batch.lengths,
             batch.response_mask,
-            self.rows,
+            live or self.rows[:1],
             self._policy_loss,
             temperature=temperature,
         )
@@ -326,6 +324,7 @@ class MinibatchUpdate:
             algorithm.aggregation,
             num_tokens=self.num_tokens,
             num_sequences=self.num_replies,
+            longest=self.learner.config.data.sampling.max_new_tokens,
         )
         self.sums += sums.cpu()
         self.policy_loss += float(loss.detach())

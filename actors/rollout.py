@@ -37,6 +37,8 @@ class SampleRequest:
     num_samples: int
     seed: int
     """Of sample 0; sample k draws with `seed + k`."""
+    with_greedy: bool = False
+    """Decode one more reply greedily, behind the samples: the baseline of ReMax."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,13 +148,27 @@ class RolloutEngine:
         return list(await asyncio.gather(*(self._generate(request) for request in requests)))
 
     async def _generate(self, request: SampleRequest) -> list[Rollout]:
+        # The time makes the id unique when a group is asked for again after a failure.
+        request_id = f"{request.group_id}-{time.monotonic_ns()}"
+        tokens = list(request.prompt.tokens)
+        parts = [self._run(tokens, self._parameters(request), request_id)]
+        if request.with_greedy:
+            greedy = self._parameters(request, is_greedy=True)
+            parts.append(self._run(tokens, greedy, f"{request_id}-greedy"))
+        return [
+            self._rollout(request, completion, is_greedy=index > 0)
+            for index, output in enumerate(await asyncio.gather(*parts))
+            for completion in output.outputs
+        ]
+
+    def _parameters(self, request: SampleRequest, *, is_greedy: bool = False) -> "SamplingParams":
         from vllm import SamplingParams
 
         sampling = self.spec.sampling
-        parameters = SamplingParams(
-            n=request.num_samples,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
+        return SamplingParams(
+            n=1 if is_greedy else request.num_samples,
+            temperature=0.0 if is_greedy or sampling.greedy else sampling.temperature,
+            top_p=1.0 if is_greedy or sampling.greedy else sampling.top_p,
             max_tokens=sampling.max_new_tokens,
             stop=list(sampling.stop) or None,
             stop_token_ids=self.stop_token_ids,
@@ -160,12 +176,11 @@ class RolloutEngine:
             seed=request.seed,
             logprobs=0,
         )
-        # The time makes the id unique when a group is asked for again after a failure.
-        request_id = f"{request.group_id}-{time.monotonic_ns()}"
-        output = await self._run(list(request.prompt.tokens), parameters, request_id)
-        return [self._rollout(request, completion) for completion in output.outputs]
 
-    def _rollout(self, request: SampleRequest, completion: "CompletionOutput") -> Rollout:
+    def _rollout(
+        self, request: SampleRequest, completion: "CompletionOutput", *, is_greedy: bool
+    ) -> Rollout:
+        sample = request.num_samples if is_greedy else completion.index
         tokens = np.asarray(completion.token_ids, dtype=np.int32)
         assert completion.logprobs is not None
         logprobs = []
@@ -176,15 +191,16 @@ class RolloutEngine:
         text = completion.text if self.spec.sampling.stop else self._decode(tokens)
         return Rollout(
             group_id=request.group_id,
-            sample=completion.index,
+            sample=sample,
             prompt=request.prompt,
             tokens=tokens,
             text=text,
             rollout_logprobs=np.asarray(logprobs, dtype=np.float32),
             versions=_spans(completion),
             finish_reason=completion.finish_reason or "unknown",
-            seed=request.seed + completion.index,
+            seed=request.seed + sample,
             engine=self.spec.name,
+            is_greedy=is_greedy,
         )
 
     def _decode(self, tokens: np.ndarray) -> str:

@@ -164,6 +164,17 @@ def _adamw(
     )
 
 
+def forget_moments(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Set AdamW's moments and step counts back to 0; on every rank, for its own shard."""
+    optimizer: Any = engine.optimizer.optimizer  # pyright: ignore
+    for state in optimizer.state.values():
+        for name in ("exp_avg", "exp_avg_sq", "step"):
+            if isinstance(state[name], torch.Tensor):
+                state[name].zero_()
+            else:
+                state[name] = 0
+
+
 def save_checkpoint(engine: deepspeed.DeepSpeedEngine, folder: Path) -> None:
     """Write every rank's shard under `folder`; a collective."""
     engine.save_checkpoint(str(folder), tag="zero", exclude_frozen_parameters=False)

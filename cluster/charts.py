@@ -37,6 +37,18 @@ class Series:
         return next((v for v in reversed(self.values) if math.isfinite(v)), math.nan)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One mark of a scatter chart."""
+
+    name: str
+    """Told when the pointer rests on it."""
+    color: int | None
+    """Which of the page's colours; None is a hollow mark."""
+    x: float
+    y: float
+
+
 @dataclass(frozen=True)
 class Frame:
     """From data to the drawing's user units."""
@@ -56,8 +68,11 @@ class Frame:
         return BOTTOM - (BOTTOM - TOP) * (inside - self.y_low) / (self.y_high - self.y_low)
 
 
-def line_chart(title: str, series: Sequence[Series]) -> Markup:
-    """Each series as a faint raw line under its smoothed one, with dots where points are few."""
+def line_chart(title: str, series: Sequence[Series], x_label: str = "learner step") -> Markup:
+    """Each series as a faint raw line under its smoothed one, with dots where points are few.
+
+    `x_label` names what `Series.steps` counts.
+    """
     series = [_thinned(one) for one in series]
     tops = [v for one in series for v in [*one.values, *one.low, *one.high] if math.isfinite(v)]
     frame = _frame(series, *_padded(min(tops, default=0.0), max(tops, default=1.0)))
@@ -73,7 +88,37 @@ def line_chart(title: str, series: Sequence[Series]) -> Markup:
         marks.append(_line(frame, one.steps, values, f"line c{one.color}"))
         if few:
             marks.extend(_dots(frame, one.steps, one.values, one.color))
-    return _svg(title, frame, marks, _strips(frame, series, [one.values for one in series]))
+    strips = _strips(frame, series, [one.values for one in series], x_label)
+    return _svg(title, frame, marks, strips, x_label)
+
+
+def scatter_chart(title: str, points: Sequence[Point], x_label: str) -> Markup:
+    """Marks with the edge that none lies above and left of: the highest y for at most that x."""
+    xs, ys = [point.x for point in points], [point.y for point in points]
+    left, right = min([0.0, *xs]), max([0.0, *xs]) or 1.0
+    low, high = _padded(min(ys, default=0.0), max(ys, default=1.0))
+    room = 0.08 * (high - low)
+    bottom = low and low - room
+    frame = _scaled(left, right + 0.04 * (right - left), bottom, high + room)
+    edge = upper_left_edge(points)
+    marks = [_line(frame, [p.x for p in edge], [p.y for p in edge], "edge")]
+    for point in points:
+        style = "hollow" if point.color is None else f"dot c{point.color}"
+        told = f"{point.name}\n{x_label}: {number(point.x)}\n{number(point.y)}"
+        marks.append(
+            f'<circle class="{style}" cx="{frame.x(point.x):.1f}" cy="{frame.y(point.y):.1f}" '
+            f'r="5"><title>{escape(told)}</title></circle>'
+        )
+    return _svg(title, frame, marks, [], x_label)
+
+
+def upper_left_edge(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats in y without going further in x, by x."""
+    edge: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.x, -p.y)):
+        if not edge or point.y > edge[-1].y:
+            edge.append(point)
+    return edge
 
 
 def stacked_chart(title: str, series: Sequence[Series]) -> Markup:
@@ -147,11 +192,15 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 def _frame(series: Sequence[Series], y_low: float, y_high: float) -> Frame:
     steps = [step for one in series for step in one.steps]
     first, last = min(steps, default=0), max(steps, default=1)
+    return _scaled(first, last if last > first else first + 1, y_low, y_high)
+
+
+def _scaled(x_low: float, x_high: float, y_low: float, y_high: float) -> Frame:
     grid = tick_step(y_low, y_high, 4)
     # The scale ends on a line of the grid where the data come near to it.
     y_high = math.ceil(y_high / grid - 0.02) * grid
     y_low = math.floor(y_low / grid + 0.02) * grid
-    return Frame(first, last if last > first else first + 1, y_low, y_high)
+    return Frame(x_low, x_high, y_low, y_high)
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -193,7 +242,7 @@ def _columns(series: Sequence[Series]) -> list[tuple[float, ...]]:
     return list(zip(*(one.values for one in series), strict=True))
 
 
-def _line(frame: Frame, steps: Sequence[int], values: Sequence[float], css: str) -> str:
+def _line(frame: Frame, steps: Sequence[float], values: Sequence[float], css: str) -> str:
     path, pen = [], "M"
     for step, value in zip(steps, values, strict=True):
         if not math.isfinite(value):
@@ -226,7 +275,10 @@ def _dots(frame: Frame, steps: Sequence[int], values: Sequence[float], color: in
 
 
 def _strips(
-    frame: Frame, series: Sequence[Series], heights: Sequence[Sequence[float]]
+    frame: Frame,
+    series: Sequence[Series],
+    heights: Sequence[Sequence[float]],
+    x_label: str = "learner step",
 ) -> list[str]:
     """One strip per step with a value: cursor, dots and <title>; `heights` place the dots."""
     found: dict[int, list[tuple[Series, float, float]]] = {}
@@ -236,6 +288,7 @@ def _strips(
     steps = sorted(found)
     xs = [frame.x(step) for step in steps]
     borders = [LEFT, *((a + b) / 2 for a, b in pairwise(xs)), RIGHT]
+    unit = x_label.rpartition(" ")[2]
     strips = []
     for i, step in enumerate(steps):
         words = [f"{one.name}: {number(value)}" for one, value, _ in found[step]]
@@ -245,14 +298,14 @@ def _strips(
             if math.isfinite(value)
         )
         strips.append(
-            f'<g class="strip"><title>{escape(chr(10).join([f"step {step:,}", *words]))}</title>'
+            f'<g class="strip"><title>{escape(chr(10).join([f"{unit} {step:,}", *words]))}</title>'
             f'<rect x="{borders[i]:.1f}" y="{TOP}" width="{borders[i + 1] - borders[i]:.1f}" '
             f'height="{BOTTOM - TOP}"/><path d="M{xs[i]:.1f} {TOP}V{BOTTOM}"/>{dots}</g>'
         )
     return strips
 
 
-def _axes(frame: Frame) -> list[str]:
+def _axes(frame: Frame, x_label: str) -> list[str]:
     marks = []
     values = ticks(frame.y_low, frame.y_high, 5)
     label = _tick_label(values)
@@ -260,12 +313,16 @@ def _axes(frame: Frame) -> list[str]:
         y = frame.y(value)
         marks.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{RIGHT}"/>')
         marks.append(f'<text class="y" x="{LEFT - 6}" y="{y + 4:.1f}">{label(value)}</text>')
-    whole = [step for step in ticks(frame.x_low, frame.x_high, 6) if step == int(step)]
-    for step in whole:
+    along = ticks(frame.x_low, frame.x_high, 6)
+    counted = isinstance(frame.x_low, int)  # steps; a quantity may lie between whole numbers
+    below = (lambda value: f"{value:,.0f}") if counted else _tick_label(along)
+    for step in [value for value in along if not counted or value == int(value)]:
         x = frame.x(step)
         marks.append(f'<path class="tick" d="M{x:.1f} {BOTTOM}v4"/>')
-        marks.append(f'<text class="x" x="{x:.1f}" y="{BOTTOM + 17}">{step:,.0f}</text>')
-    marks.append(f'<text class="x" x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 2}">learner step</text>')
+        marks.append(f'<text class="x" x="{x:.1f}" y="{BOTTOM + 17}">{below(step)}</text>')
+    marks.append(
+        f'<text class="x" x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 2}">{escape(x_label)}</text>'
+    )
     return marks
 
 
@@ -283,8 +340,14 @@ def _tick_label(values: Sequence[float]) -> Callable[[float], str]:
     return lambda value: f"{value + 0.0:,.{digits}f}".replace("-", "−")
 
 
-def _svg(title: str, frame: Frame, marks: list[str], strips: list[str]) -> Markup:
-    inside = "".join([*_axes(frame), *marks, *strips])
+def _svg(
+    title: str,
+    frame: Frame,
+    marks: list[str],
+    strips: list[str],
+    x_label: str = "learner step",
+) -> Markup:
+    inside = "".join([*_axes(frame, x_label), *marks, *strips])
     return Markup(
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>{inside}</svg>"

@@ -143,6 +143,33 @@ def evaluate(
 
 
 @app.command()
+def ablate(
+    file: Annotated[Path, typer.Argument(help="YAML: a base run, cells or a grid, seeds.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of all runs; runs that it holds are not run again.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check, list all runs with their steps and start nothing.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Run methods against each other over several seeds and compare them; goes on where it was."""
+    with guarded(debug):
+        from cluster.ablate import check_inputs, execute, prepare, render
+
+        plan = prepare(file, out)
+        if dry_run:
+            typer.echo(render(plan))
+            return
+        check_inputs(plan)
+        again = f"attune ablate {file}" + (f" --out {out}" if out else "")
+        with failing_with_1(plan.out, again, debug):
+            finished = execute(plan, debug=debug)
+        if not finished:
+            raise typer.Exit(1)
+
+
+@app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run or of a demo.")],
 ) -> None:
@@ -152,6 +179,24 @@ def report(
 
         is_demo = (run_dir / "run" / "config.yaml").exists()
         typer.echo(str((write_demo_report if is_demo else write_report)(run_dir)))
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One of them, in full.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what `algorithm.name` can be; with a name: its tuple, its loss and its coefficient."""
+    with guarded(debug=False):
+        from cluster.methods_table import description, listing, print_description, print_list
+
+        if json_output:
+            result = listing() if name is None else description(name)
+            typer.echo(json.dumps(result, ensure_ascii=False))
+        elif name is None:
+            print_list()
+        else:
+            print_description(name)
 
 
 @app.command()

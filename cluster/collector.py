@@ -13,7 +13,8 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -21,15 +22,26 @@ import numpy as np
 import ray
 
 from actors.rollout import SampleRequest
-from cluster.evaluation import JudgedReply, answer_and_judge
+from cluster.evaluation import JudgedReply, answer_and_judge, judges_alone
 from cluster.fleet import EngineHandle, Fleet
 from cluster.ledger import Ledger, LedgerRow
+from cluster.references import has_reference, latest_reference
 from cluster.runtime import log_to_file
-from cluster.scoring import merge_scores, reference_group, reward_groups
+from cluster.scoring import (
+    ScoringGroup,
+    merge_scores,
+    reference_group,
+    reward_groups,
+    spawn_reference,
+)
 from configs.schema import RunConfig
+from rl.data.stored import Item, mismatched, prompt_of, stored_rollouts
 from rl.types import Experience, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
+
+REFERENCE_SEED = 500_000_000
+"""How far the reference's samples are from the policy's in seed."""
 
 
 @dataclass(kw_only=True)
@@ -41,19 +53,43 @@ class StepBatch:
     timing: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judges:
+    """Who scores replies: the named rewards, and the reference where the method has one."""
+
+    rewards: dict[str, ScoringGroup]
+    reference: ScoringGroup | None
+
+
+def start_judges(config: RunConfig) -> Judges:
+    """The groups of a run; they load when they are first asked."""
+    has_one = has_reference(config)
+    reference = reference_group(config, latest_reference(config)) if has_one else None
+    return Judges(rewards=reward_groups(config), reference=reference)
+
+
 class Collector:
     """Leases prompts, has them sampled and scored, and hands batches to the learner."""
 
     def __init__(
-        self, config: RunConfig, engines: Sequence[EngineHandle], prompts: Sequence[Prompt]
+        self,
+        config: RunConfig,
+        engines: Sequence[EngineHandle],
+        items: Sequence[Item],
+        reference_engine: EngineHandle | None = None,
+        *,
+        judges: Judges | None = None,
     ) -> None:
+        """Judges are started here, in the run's own way, where none are given."""
         log_to_file(config.cluster.run_dir, "collector")
         self.config = config
-        self.prompts = list(prompts)
+        self.items = list(items)
         self.ledger = Ledger(config.cluster.run_dir)
-        self.fleet = Fleet(engines, config.cluster.rollout.generate_deadline_s)
-        self.rewards = reward_groups(config)
-        self.reference = reference_group(config)
+        deadline_s = config.cluster.rollout.generate_deadline_s
+        self.fleet = Fleet(engines, deadline_s)
+        self.reference_fleet = Fleet([reference_engine] if reference_engine else [], deadline_s)
+        judges = judges or start_judges(config)
+        self.rewards, self.reference = judges.rewards, judges.reference
         self.version = -1
         self._advanced = asyncio.Condition()
         self._batches: dict[int, asyncio.Task[StepBatch]] = {}
@@ -61,8 +97,15 @@ class Collector:
 
     async def ready(self) -> None:
         """Wait until every judge has loaded."""
-        groups = [*self.rewards.values(), self.reference]
-        await asyncio.gather(*(group.ready() for group in groups))
+        await asyncio.gather(*(group.ready() for group in self._groups()))
+
+    def _groups(self) -> list[ScoringGroup]:
+        return [*self.rewards.values(), *([self.reference] if self.reference else [])]
+
+    async def move_reference(self, path: str) -> None:
+        """Let the reference answer from another folder from the next group on."""
+        if self.reference is not None:
+            await self.reference.respawn(partial(spawn_reference, self.config, path))
 
     # ---- the learner's calls ---------------------------------------------------------------
 
@@ -106,30 +149,42 @@ class Collector:
     # ---- the loop --------------------------------------------------------------------------
 
     async def _collect(self, first_step: int) -> None:
-        ids = unused_ids(self.ledger.used())
+        self._ids = unused_ids(self.ledger.used())
         per_step = self.config.data.prompts_per_step
         for step in range(first_step, self.config.algorithm.num_steps + 1):
             async with self._advanced:
                 oldest = step - 1 - self.config.algorithm.max_staleness
                 await self._advanced.wait_for(lambda oldest=oldest: self.version >= oldest)
-            leased = list(itertools.islice(ids, per_step))
+            leased = list(itertools.islice(self._ids, per_step))
             self._batches[step] = asyncio.create_task(self._batch(step, leased))
 
     async def _batch(self, step: int, leased: Sequence[int]) -> StepBatch:
         started = time.monotonic()
-        walks = [self._walk(lease) for lease in self._leases(leased)]
-        parts = await asyncio.gather(*walks)
-        sampled = max(end for _, end in parts)
-        experiences = [experience for part, _ in parts for experience in part]
+        experiences, sampled = await self._walks(leased)
+        filtered: list[Experience] = []
+        for _ in range(self.config.algorithm.resample_rounds):
+            useless = [e for e in experiences if is_constant(e, self.config)]
+            if not useless:
+                break
+            others, sampled = await self._walks(list(itertools.islice(self._ids, len(useless))))
+            filtered += useless
+            experiences = [e for e in experiences if e not in useless] + others
         batch = StepBatch(
             refs=[ray.put(experience) for experience in experiences],
-            rows=[_ledger_row(step, experience) for experience in experiences],
+            rows=[_ledger_row(step, experience) for experience in experiences]
+            + [_ledger_row(step, experience, "filtered") for experience in filtered],
             timing={
                 "time/sample": sampled - started,
                 "time/score": time.monotonic() - sampled,
             },
         )
         return batch
+
+    async def _walks(self, leased: Sequence[int]) -> tuple[list[Experience], float]:
+        """Groups through sampling and scoring, lease by lease; also when sampling ended."""
+        parts = await asyncio.gather(*(self._walk(lease) for lease in self._leases(leased)))
+        experiences = [experience for part, _ in parts for experience in part]
+        return experiences, max(end for _, end in parts)
 
     def _leases(self, leased: Sequence[int]) -> list[Sequence[int]]:
         """Two leases per engine and step: one is scored while the other is sampled."""
@@ -138,33 +193,77 @@ class Collector:
 
     async def _walk(self, lease: Sequence[int]) -> tuple[list[Experience], float]:
         """One lease through sampling and scoring; also when its sampling ended."""
-        groups = await self.fleet.generate([self._request(group_id) for group_id in lease])
+        groups = await self._replies(lease)
         sampled = time.monotonic()
         flat = [rollout for group in groups for rollout in group]
-        *scores, references = await asyncio.gather(
-            *(group.score(flat) for group in self.rewards.values()), self.reference.score(flat)
+        others = others_behind(groups) if self.config.algorithm.loss.name == "kto" else []
+        *scores, logprobs = await asyncio.gather(
+            *(group.score(flat) for group in self.rewards.values()),
+            self._reference_logprobs([*flat, *others]),
         )
         merged = {name: s for part in scores for name, s in merge_scores(part).items()}
-        logprobs = [row for part in references for row in part]
-        return list(build_experiences(groups, merged, logprobs)), sampled
+        experiences = list(build_experiences(groups, merged, logprobs[: len(flat)]))
+        if others:
+            unscored = build_experiences([[r] for r in others], {}, logprobs[len(flat) :])
+            pairs = zip(experiences, unscored, strict=True)
+            experiences = [replace(group, mismatched=other) for group, other in pairs]
+        return experiences, sampled
+
+    async def _replies(self, lease: Sequence[int]) -> list[list[Rollout]]:
+        """The groups of a lease: sampled from the policy or the reference, stored, or both."""
+        source = self.config.data.source
+        parts: list[list[list[Rollout]]] = []
+        if source != "stored":
+            requests = [self._request(group_id) for group_id in lease]
+            calls = [self.fleet.generate(requests)]
+            if source == "policy+reference":
+                # Of one seed, a policy that has not moved yet would write the very same replies.
+                others = [replace(r, seed=(r.seed + REFERENCE_SEED) % 2**31) for r in requests]
+                calls.append(self.reference_fleet.generate(others))
+            parts += await asyncio.gather(*calls)
+        if len(parts) == 2:
+            parts[1] = [[replace(r, source="reference") for r in group] for group in parts[1]]
+        if source in ("stored", "policy+stored"):
+            parts.append([self._stored(group_id) for group_id in lease])
+        return [
+            renumbered([r for group in groups for r in group])
+            for groups in zip(*parts, strict=True)
+        ]
+
+    def _stored(self, group_id: int) -> list[Rollout]:
+        item = self._item(group_id)
+        assert not isinstance(item, Prompt), "cluster.inputs reads rows with replies for this"
+        return stored_rollouts(
+            group_id, item, max(self.version, 0), demo_score=self.config.data.demo_score
+        )
+
+    async def _reference_logprobs(self, rollouts: list[Rollout]) -> list[np.ndarray]:
+        if self.reference is None:
+            return [np.zeros(len(rollout.tokens), dtype=np.float32) for rollout in rollouts]
+        return [row for part in await self.reference.score(rollouts) for row in part]
+
+    def _item(self, group_id: int) -> Item:
+        return self.items[row_of(self.config, group_id, len(self.items))]
 
     def _request(self, group_id: int) -> SampleRequest:
         data = self.config.data
         return SampleRequest(
             group_id=group_id,
-            prompt=self.prompts[prompt_index(group_id, len(self.prompts), data.seed)],
+            prompt=prompt_of(self._item(group_id)),
             num_samples=data.samples_per_prompt,
             seed=sample_seed(data.seed, group_id, data.samples_per_prompt),
+            with_greedy=self.config.algorithm.advantage == "greedy_baseline",
         )
 
     async def evaluate(self, prompts: Sequence[Prompt]) -> list[JudgedReply]:
         """One judged reply to each of some held-out prompts, from the weights the engines have."""
-        return await answer_and_judge(self.fleet, self.rewards, prompts, self.config.data.seed)
+        kinds = {name: reward.kind for name, reward in self.config.feedback.rewards.items()}
+        judges = {n: group for n, group in self.rewards.items() if judges_alone(kinds[n])}
+        return await answer_and_judge(self.fleet, judges, prompts, self.config.data.seed)
 
     def stats(self) -> dict[str, int]:
         """Retries of scoring calls so far."""
-        groups = [*self.rewards.values(), self.reference]
-        return {"retries": sum(group.retries for group in groups)}
+        return {"retries": sum(group.retries for group in self._groups())}
 
     def __repr__(self) -> str:
         return f"Collector(version {self.version})"
@@ -181,6 +280,31 @@ def prompt_index(group_id: int, num_prompts: int, seed: int) -> int:
     order = list(range(num_prompts))
     Random(f"{seed}-{epoch}").shuffle(order)
     return order[position]
+
+
+def row_of(config: RunConfig, group_id: int, num_rows: int) -> int:
+    """Which row of the data a group is about.
+
+    With `data.sliced`, iteration t of an iterative method reads the t-th contiguous slice alone.
+    """
+    steps = config.algorithm.iteration_steps
+    if not config.data.sliced or steps is None:
+        return prompt_index(group_id, num_rows, config.data.seed)
+    num_slices = -(-config.algorithm.num_steps // steps)
+    iteration, position = divmod(group_id, steps * config.data.prompts_per_step)
+    start, end = (num_rows * t // num_slices for t in (iteration, iteration + 1))
+    return start + prompt_index(position, end - start, config.data.seed)
+
+
+def renumbered(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The replies of a group from several sources, counted through."""
+    return [replace(rollout, sample=index) for index, rollout in enumerate(rollouts)]
+
+
+def others_behind(groups: Sequence[Sequence[Rollout]]) -> list[Rollout]:
+    """For each group, the first reply of the next one behind this group's prompt."""
+    following = [*groups[1:], groups[0]]
+    return [mismatched(g[0], other[0]) for g, other in zip(groups, following, strict=True)]
 
 
 def sample_seed(seed: int, group_id: int, num_samples: int) -> int:
@@ -206,11 +330,26 @@ def build_experiences(
         start += len(group)
 
 
-def _ledger_row(step: int, experience: Experience) -> LedgerRow:
+def is_constant(experience: Experience, config: RunConfig) -> bool:
+    """Whether all replies of a group scored the same, so that it teaches nothing (DAPO).
+
+    Where rewards are not summed, what decides between them is known to the learner alone; there
+    the group counts as constant if no reward that is learned from tells its replies apart.
+    """
+    weights = {name: r.weight for name, r in config.feedback.rewards.items() if r.weight}
+    judged = [
+        [weight * experience.rewards[name][k] for name, weight in weights.items()]
+        for k in range(len(experience.rollouts))
+    ]
+    is_sum = config.feedback.combine == "weighted"
+    return len({sum(row) if is_sum else tuple(row) for row in judged}) == 1
+
+
+def _ledger_row(step: int, experience: Experience, status: str = "used") -> LedgerRow:
     rollouts = experience.rollouts
     return LedgerRow(
         group_id=experience.group_id,
-        status="used",
+        status=status,
         step=step,
         attempts=experience.attempts,
         engine=rollouts[0].engine,

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from actors.reward import load_function
-from cluster.evaluation import JudgedReply, answer_and_judge, means
+from cluster.evaluation import JudgedReply, answer_and_judge, judges_alone, means
 from cluster.fleet import EngineHandle, Fleet, start_engine
-from cluster.inputs import read_rows
+from cluster.inputs import check_reward, read_rows
 from cluster.progress import default_console
 from cluster.runtime import keep_worker_logs, ray_session, root_cause
 from cluster.scoring import reward_groups
@@ -101,15 +100,12 @@ def _check_policy(config: RunConfig, path: Path, field: str) -> None:
 
 def _check_rewards(config: RunConfig) -> None:
     for name, reward in config.feedback.rewards.items():
-        if reward.kind == "gold":
-            continue
-        assert reward.path is not None
-        if reward.kind == "function":
-            load_function(reward.path)
-        else:
-            field = f"feedback.rewards.{name}.path"
-            check_model_folder(reward.path, field=field)
-            load_tokenizer(reward.path, field=field)
+        check_reward(f"feedback.rewards.{name}", reward)
+    if not any(judges_alone(reward.kind) for reward in config.feedback.rewards.values()):
+        raise ConfigError(
+            "no reward of the run judges a fresh reply by itself: add one, such as "
+            "feedback.rewards.rm.kind=model feedback.rewards.rm.path=..."
+        )
 
 
 def _held_out(
@@ -135,7 +131,7 @@ def _held_out(
 
 
 def _evaluation_config(config: RunConfig) -> RunConfig:
-    """Two engines, and a folder of its own inside the run's: logs of the run stay as they are."""
+    """Two engines, judges of single replies, and a folder of its own inside the run's."""
     folder = Path(config.cluster.run_dir) / "evaluate"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +141,9 @@ def _evaluation_config(config: RunConfig) -> RunConfig:
         ) from error
     rollout = config.cluster.rollout.model_copy(update={"num_engines": 2})
     cluster = config.cluster.model_copy(update={"run_dir": str(folder), "rollout": rollout})
-    return config.model_copy(update={"cluster": cluster})
+    alone = {n: r for n, r in config.feedback.rewards.items() if judges_alone(r.kind)}
+    feedback = config.feedback.model_copy(update={"rewards": alone})
+    return config.model_copy(update={"cluster": cluster, "feedback": feedback})
 
 
 # ---- on a started Ray ----------------------------------------------------------------------------

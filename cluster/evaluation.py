@@ -9,7 +9,7 @@ import numpy as np
 from actors.rollout import SampleRequest
 from cluster.fleet import Fleet
 from cluster.scoring import ScoringGroup, merge_scores
-from configs.schema import FeedbackConfig
+from configs.schema import GROUP_WISE, FeedbackConfig
 from rl.types import Prompt
 
 SEED_OFFSET = 1_000_000_000
@@ -70,16 +70,57 @@ def means(replies: Sequence[JudgedReply]) -> dict[str, float]:
     }
 
 
+def judges_alone(kind: str) -> bool:
+    """Whether a kind of reward can score one fresh reply to a prompt, with no other beside it."""
+    return kind != "label" and kind not in GROUP_WISE
+
+
 def with_total(replies: Sequence[JudgedReply], feedback: FeedbackConfig) -> list[JudgedReply]:
-    """The same replies with the score that training saw as the reward `total`."""
-    return [replace(r, rewards=r.rewards | {"total": _total(r, feedback)}) for r in replies]
+    """The same replies with the score that training saw as the reward `total`.
+
+    Without it where there is none: where a label or a comparison counts, or where multipliers are
+    known to the learner alone.
+    """
+    rewards = feedback.rewards.values()
+    if feedback.one_shot or any(r.weight and not judges_alone(r.kind) for r in rewards):
+        return list(replies)
+    totals = _totals(replies, feedback)
+    return [
+        replace(reply, rewards=reply.rewards | {"total": total})
+        for reply, total in zip(replies, totals, strict=True)
+    ]
 
 
-def _total(reply: JudgedReply, feedback: FeedbackConfig) -> float:
-    score = sum(reward.weight * reply.rewards[name] for name, reward in feedback.rewards.items())
-    if reply.finish_reason != "stop":
-        score -= feedback.missing_eos_penalty
-    return score if feedback.clip is None else max(-feedback.clip, min(feedback.clip, score))
+def _totals(replies: Sequence[JudgedReply], feedback: FeedbackConfig) -> list[float]:
+    totals = _combined(replies, feedback)
+    for index, reply in enumerate(replies):
+        if reply.finish_reason != "stop":
+            totals[index] -= feedback.missing_eos_penalty
+    limit = feedback.clip
+    return totals if limit is None else [max(-limit, min(limit, total)) for total in totals]
+
+
+def _combined(replies: Sequence[JudgedReply], feedback: FeedbackConfig) -> list[float]:
+    """What `actors.scores.combine` makes of the rewards, on plain numbers."""
+    weights = {name: r.weight for name, r in feedback.rewards.items() if r.weight}
+    columns = {
+        name: np.array([weight * reply.rewards[name] for reply in replies])
+        for name, weight in weights.items()
+    }
+    match feedback.combine:
+        case "weighted":
+            totals = sum(columns.values(), np.zeros(len(replies)))
+        case "minimum":
+            totals = np.min(list(columns.values()), axis=0)
+        case "group_minimum":
+            totals = min(columns.values(), key=np.mean)
+        case "lagrangian":
+            totals = np.zeros(len(replies))
+            for name, column in columns.items():
+                bound = feedback.bounds.get(name)
+                pull = feedback.multipliers.get(name, 1.0)
+                totals = totals + (column if bound is None else pull * (column - bound))
+    return totals.tolist()
 
 
 def standard_errors(

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from actors.rollout import EngineSpec, RolloutEngine, SampleRequest
-from cluster.runtime import log_to_file, role_env
+from cluster.runtime import log_to_file, namespace, role_env
 from configs.schema import RunConfig
 from rl.types import Rollout
 
@@ -58,6 +58,7 @@ def start_engine(config: RunConfig, name: str, model_path: str) -> EngineHandle:
     engine_class: Any = ray.remote(LoggedEngine)
     actor = engine_class.options(
         name=name,
+        namespace=namespace(config),
         num_cpus=placement.cpus_per_engine,
         num_gpus=placement.gpus_per_engine,
         runtime_env=role_env(placement.cpus_per_engine, config.cluster.device),

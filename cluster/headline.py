@@ -46,7 +46,7 @@ def sentence(record: RunRecord) -> str:
 
 def display_name(record: RunRecord) -> str:
     """The method as people write it: `RLOO`, `Supervised fine-tuning`."""
-    return DISPLAY_NAMES.get(record.method, record.method.upper())
+    return DISPLAY_NAMES.get(record.method, record.method.upper().replace("_", " "))
 
 
 def reward_change(record: RunRecord, name: str) -> Change | None:
@@ -83,6 +83,9 @@ def curve_change(record: RunRecord, metric: str) -> Change | None:
 
 def _online_sentence(record: RunRecord) -> str:
     gold = next((name for name in record.gold_names if "/" not in name), None)
+    judged = record.summary.get("reward_after")
+    if gold is None and isinstance(judged, dict) and "total" not in judged:
+        return _label_sentence(record)
     change = reward_change(record, gold or "total")
     if change is None:
         steps = "1 step" if len(record.rows) == 1 else f"{len(record.rows)} steps"
@@ -93,6 +96,21 @@ def _online_sentence(record: RunRecord) -> str:
     if kl is not None:
         told.append(f"at a KL of {short(kl.after)} nats")
     return ", ".join(told) + _proxy_clause(record, gold, change) + _length_clause(record) + "."
+
+
+def _label_sentence(record: RunRecord) -> str:
+    """Of a run that learned from what people said of stored replies, and from no other judge."""
+    accuracy = curve_change(record, "preference/accuracy")
+    if accuracy is not None:
+        return (
+            f"{display_name(record)} brought the pairs whose better reply gained more from "
+            f"{accuracy.before:.0%} to {accuracy.after:.0%} {_extent(record)}"
+            f"{_length_clause(record)}."
+        )
+    loss = curve_change(record, "loss/preference")
+    if loss is None:
+        return f"{display_name(record)} recorded too few steps to say what it learned."
+    return f"{_told(display_name(record), 'its loss', loss)} {_extent(record)}."
 
 
 def _told(who: str, what: str, change: Change) -> str:

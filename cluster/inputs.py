@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.judges.inputs import check_labels, check_one_logit, num_labels, read_layout
 from actors.reward import load_function
 from configs.errors import ConfigError
 from configs.machine import COMPILER_REMEDY, available_cores, available_memory, cpp_compiler
 from configs.plan import derive
-from configs.schema import OFFLINE, RunConfig
-from rl.data.encode import load_demonstrations, load_pairs, load_prompts, split_validation
+from configs.schema import OFFLINE, RewardConfig, RunConfig
+from rl.data.encode import (
+    load_demonstrations,
+    load_pairs,
+    load_prompts,
+    load_replies,
+    split_validation,
+)
 from rl.folders import check_model_folder, context_length, load_tokenizer
+from rl.types import PreferencePair
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +69,7 @@ def check_models(config: RunConfig) -> None:
         if path:
             check_model_folder(path, field=field)
     for name, reward in config.feedback.rewards.items():
-        field = f"feedback.rewards.{name}.path"
-        if reward.kind == "model":
-            assert reward.path is not None
-            check_model_folder(reward.path, field=field)
-            load_tokenizer(reward.path, field=field)
-        elif reward.kind == "function":
-            assert reward.path is not None
-            load_function(reward.path)
+        check_reward(f"feedback.rewards.{name}", reward)
     cluster = config.cluster
     is_here = cluster.device == "cpu" and cluster.address is None
     if is_here and config.algorithm.name not in OFFLINE and not cpp_compiler():
@@ -76,6 +77,52 @@ def check_models(config: RunConfig) -> None:
     plan = derive(config, model_config, available_memory(), cores=available_cores())
     if plan.refusal:
         raise ConfigError(plan.refusal)
+
+
+def check_reward(field: str, reward: RewardConfig) -> None:
+    """Refuse a reward whose files a judge cannot be made of."""
+    path = f"{field}.path"
+    if reward.prompt_file:
+        read_layout(reward.prompt_file)
+    match reward.kind:
+        case "function":
+            assert reward.path is not None
+            load_function(reward.path)
+        case "model":
+            assert reward.path is not None
+            _check_conversation_model(path, reward.path)
+        case "ensemble":
+            for index, folder in enumerate(reward.paths):
+                _check_conversation_model(f"{field}.paths.{index}", folder)
+        case "implicit":
+            assert reward.path is not None
+            assert reward.reference is not None
+            own = _check_conversation_model(path, reward.path)
+            other = check_model_folder(reward.reference, field=f"{field}.reference")
+            if own.get("vocab_size") != other.get("vocab_size"):
+                raise ConfigError(
+                    f"{field}.reference: {reward.reference} has another vocabulary than "
+                    f"{reward.path}; give the folder that it was trained from"
+                )
+        case "classifier":
+            assert reward.path is not None
+            assert reward.positive is not None
+            labels = num_labels(check_model_folder(reward.path, field=path))
+            check_labels(path, reward.path, labels, reward.positive)
+        case "ranker":
+            assert reward.path is not None
+            labels = num_labels(check_model_folder(reward.path, field=path))
+            check_one_logit(path, reward.path, labels)
+        case "llm_judge":
+            assert reward.path is not None
+            context_length(check_model_folder(reward.path, field=path))
+
+
+def _check_conversation_model(field: str, path: str) -> dict[str, Any]:
+    """The config.json of a model that reads prompt and reply as a policy does."""
+    model_config = check_model_folder(path, field=field)
+    load_tokenizer(path, field=field)
+    return model_config
 
 
 def read_rows(config: RunConfig, path: str, tokenizer: Any) -> list[Any]:
@@ -86,8 +133,22 @@ def read_rows(config: RunConfig, path: str, tokenizer: Any) -> list[Any]:
         return load_demonstrations(path, tokenizer, max_length=max_length, **shared)
     if config.algorithm.name == "reward_model":
         return load_pairs(path, tokenizer, max_length=max_length, **shared)
+    if data.source in ("stored", "policy+stored"):
+        items = load_replies(path, tokenizer, max_length=max_length, **shared)
+        _check_arity(config, path, items[0])
+        return list(items)
     longest = data.max_prompt_length or max_length - data.sampling.max_new_tokens
     return load_prompts(path, tokenizer, max_prompt_length=longest, **shared)
+
+
+def _check_arity(config: RunConfig, path: str, item: Any) -> None:
+    """A loss on pairs needs rows with two replies."""
+    if config.data.pairing == "single" or isinstance(item, PreferencePair):
+        return
+    raise ConfigError(
+        f"{path} holds one reply to a prompt, but algorithm.name={config.algorithm.name} compares "
+        "two: give pairs (`chosen` and `rejected`), or use kto or ulma"
+    )
 
 
 def prepare_run_dir(config: RunConfig, *, resume: bool, text: str) -> Path:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
+import pyarrow as pa
 import ray
 import ray.train
 import torch
@@ -21,10 +22,18 @@ from ray.train.torch import get_device
 
 from actors.learner import Learner
 from actors.policy_update import update_policy
+from actors.preference_update import update_preference
 from actors.supervised_update import objective
 from cluster.jobs import OfflineJob, OnlineJob
 from cluster.ledger import write_table
 from cluster.publisher import Publisher
+from cluster.references import (
+    latest_reference,
+    mix_folders,
+    reference_folder,
+    reference_moves,
+    sync_interval,
+)
 from cluster.runtime import log_to_file
 from configs.schema import RunConfig
 from rl.experience import experience_table
@@ -67,20 +76,16 @@ def learn_online(job: OnlineJob) -> None:
         started = time.monotonic()
         experiences, timing = _take(job, step, learner)
         taken = time.monotonic()
-        metrics, batch, targets = update_policy(learner, experiences)
+        metrics, table = update(learner, step, experiences)
         trained = time.monotonic()
-        metrics |= publisher.publish(step)
+        if step % sync_interval(config) == 0 or step == config.algorithm.num_steps:
+            metrics |= publisher.publish(step)
+        if reference_moves(config, step):
+            _move_reference(learner, job, step)
         if learner.rank == 0:
             ray.get(job.collector.advance.remote(step))
         write_table(
-            experience_table(
-                step,
-                experiences,
-                batch,
-                old_logprobs=targets.old_logprobs,
-                advantages=targets.advantages,
-                scores=targets.scores,
-            ),
+            table,
             Path(config.cluster.run_dir)
             / "experience"
             / f"step={step:06d}"
@@ -91,6 +96,36 @@ def learn_online(job: OnlineJob) -> None:
         log.write(step, metrics, started)
         _checkpoint(learner, config, step)
     learner.export(Path(config.cluster.run_dir) / "policy")
+
+
+def update(
+    learner: Learner, step: int, experiences: Sequence[Experience]
+) -> tuple[Metrics, pa.Table]:
+    """One learner step by the method's kind of loss; what happened, and the experience as rows."""
+    if learner.config.algorithm.loss.name is not None:
+        metrics, batch, found = update_preference(learner, experiences)
+        old_logprobs, advantages, scores = found.logprobs, None, found.scores
+    else:
+        metrics, batch, targets = update_policy(learner, experiences)
+        old_logprobs, advantages = targets.old_logprobs, targets.advantages
+        scores = targets.scores
+    table = experience_table(
+        step, experiences, batch, old_logprobs=old_logprobs, advantages=advantages, scores=scores
+    )
+    return metrics, table
+
+
+def _move_reference(learner: Learner, job: OnlineJob, step: int) -> None:
+    """Make a new reference of the policy, and start the optimizer anew where an iteration ends."""
+    config = job.config
+    exported = reference_folder(config, step)
+    learner.export(exported)
+    if learner.rank == 0:
+        if config.model.reference_update == "ema":
+            mix_folders(exported, latest_reference(config, step - 1), config.model.reference_decay)
+        ray.get(job.collector.move_reference.remote(str(exported)))
+    if config.model.reference_update == "reset":
+        learner.forget_moments()
 
 
 def _answer_before(job: OnlineJob) -> None:
@@ -115,11 +150,12 @@ def _staleness(learner: Learner, experiences: Sequence[Experience], step: int) -
         step - 1 - rollout.oldest_version
         for experience in experiences
         for rollout in experience.rollouts
+        if rollout.source == "policy"
     ]
     total = learner.reduce(torch.tensor([float(sum(ages)), float(len(ages))]))
     return {
-        "staleness/mean": float(total[0] / total[1]),
-        "staleness/max": float(learner.maximum(max(ages))),
+        "staleness/mean": float(total[0] / total[1].clamp(min=1)),
+        "staleness/max": float(learner.maximum(max(ages, default=0))),
     }
 
 
@@ -205,7 +241,9 @@ class MetricsLog:
         metrics["tokens_per_s"] = metrics["num_tokens"] / metrics["time/step"]
         if self.is_synchronous and "time/sample" in metrics:
             phases = ("time/sample", "time/score", "time/train", "time/sync")
-            metrics["time/idle"] = max(0.0, metrics["time/step"] - sum(metrics[p] for p in phases))
+            metrics["time/idle"] = max(
+                0.0, metrics["time/step"] - sum(metrics.get(p, 0.0) for p in phases)
+            )
         elif "time/wait" in metrics:
             metrics["time/idle"] = metrics["time/wait"]
         record = {

@@ -35,7 +35,7 @@ class LedgerRow:
 
     group_id: int
     status: str
-    """`used`."""
+    """`used`, or `filtered`: sampled and scored, but all its replies scored the same."""
     step: int
     attempts: int
     engine: str

@@ -69,6 +69,24 @@ LEARNED = (
         metrics=(("margin", "margin"),),
         explanation="By how much the chosen reply is scored above the rejected one.",
     ),
+    Panel(title="Preference loss", unit="mean", metrics=(("loss/preference", "loss"),)),
+    Panel(
+        title="Better replies that gained more",
+        unit="share; 0.5 before the first step",
+        metrics=(("preference/accuracy", "training"),),
+        explanation="How often the policy raised the better reply above the worse one.",
+    ),
+    Panel(
+        title="Margin of log-ratios",
+        unit="nats, best minus worst",
+        metrics=(("preference/margin", "margin"),),
+    ),
+    Panel(
+        title="What the loss compared",
+        unit="per step",
+        metrics=(("units", "units"), ("groups", "groups")),
+        explanation="Groups whose replies could not be told apart give no unit.",
+    ),
     Panel(title="Policy loss", unit="", metrics=(("loss/policy", "policy"),)),
     Panel(title="Value loss", unit="", metrics=(("loss/value", "value"),)),
     Panel(

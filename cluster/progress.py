@@ -34,6 +34,7 @@ FIELDS: tuple[tuple[str, str, str, str], ...] = (
     ("loss/nll", "loss", ".4g", ""),
     ("loss/bradley_terry", "loss", ".4g", ""),
     ("loss/policy", "loss", ".4g", ""),
+    ("loss/preference", "loss", ".4g", ""),
     ("tokens_per_s", "", ",.0f", " tokens/s"),
 )
 OUR_LOGGERS = ("actors", "attune", "cluster", "configs", "rl", "__main__")

@@ -87,7 +87,8 @@ def write_demo_report(demo_dir: Path) -> Path:
     return _write(demo_dir, stages)
 
 
-def _write(folder: Path, stages: list[Stage]) -> Path:
+def render_page(template: str, **values: Any) -> str:
+    """A page of this folder's templates; everything in it is escaped unless it is Markup."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -96,9 +97,11 @@ def _write(folder: Path, stages: list[Stage]) -> Path:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = number
-    page = environment.get_template("report.html.jinja").render(
-        name=folder.name, stages=stages, rest=REST
-    )
+    return environment.get_template(template).render(values)
+
+
+def _write(folder: Path, stages: list[Stage]) -> Path:
+    page = render_page("report.html.jinja", name=folder.name, stages=stages, rest=REST)
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path

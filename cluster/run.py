@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,18 @@ import ray
 
 from cluster.collector import Collector
 from cluster.evaluation import JudgedReply, means, standard_errors, with_total
-from cluster.fleet import start_engines
+from cluster.fleet import EngineHandle, start_engine, start_engines
 from cluster.inputs import Inputs
 from cluster.jobs import OfflineJob, OnlineJob, offline, online
 from cluster.progress import RunProgress
+from cluster.references import latest_reference
 from cluster.report import write_report
 from cluster.run_record import read_run
-from cluster.runtime import keep_worker_logs
+from cluster.runtime import keep_worker_logs, namespace
 from cluster.training import fit, trainer
 from configs.schema import OFFLINE, RunConfig
+from rl.data.stored import prompt_of
+from rl.types import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +53,11 @@ def run(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[str, A
 
 @contextmanager
 def _worker_logs(config: RunConfig) -> Iterator[None]:
+    started = time.time()
     try:
         yield
     finally:
-        keep_worker_logs(config.cluster.run_dir)
+        keep_worker_logs(config.cluster.run_dir, started)
 
 
 def _offline(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[str, Any]:
@@ -75,11 +80,32 @@ def _online(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[st
     )
     engines = start_engines(config)
     collector_class: Any = ray.remote(Collector)
-    collector = collector_class.options(name="collector", num_cpus=0).remote(
-        config, engines, inputs.train
-    )
+    reference_engine = None
+    if config.data.source == "policy+reference":
+        reference_engine = start_engine(config, "engine-reference", latest_reference(config))
+    collector = collector_class.options(
+        name="collector", namespace=namespace(config), num_cpus=0
+    ).remote(config, engines, inputs.train, reference_engine)
+    started = [*engines, *([reference_engine] if reference_engine else [])]
+    try:
+        return _learned(config, inputs, progress, engines, collector)
+    finally:
+        # A Ray that was shut down took its actors along, and a call would start another one.
+        for actor in [collector, *(engine.actor for engine in started)] * ray.is_initialized():
+            ray.kill(actor)
+
+
+def _learned(
+    config: RunConfig,
+    inputs: Inputs,
+    progress: RunProgress,
+    engines: list[EngineHandle],
+    collector: Any,
+) -> dict[str, Any]:
+    """Train to the end, then answer the held-out prompts once more; facts for the summary."""
+    cluster = config.cluster
     collector.ready.remote()  # judges load while the engines do
-    held_out = inputs.validation[: config.data.validation_prompts]
+    held_out = held_out_prompts(config, inputs)
     job = OnlineJob(
         config=config,
         pad_token_id=inputs.pad_token_id,
@@ -87,7 +113,7 @@ def _online(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[st
         collector=collector,
         held_out=held_out,
         probes=probe_sequences(
-            [prompt.tokens for prompt in inputs.train],
+            [prompt_of(item).tokens for item in inputs.train],
             cluster.sync.probe_sequences,
             config.model.max_length,
         ),
@@ -98,9 +124,16 @@ def _online(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[st
         collector.evaluate.remote(held_out), timeout=cluster.rollout.generate_deadline_s
     )
     stats: Any = ray.get(collector.stats.remote())
-    for actor in [collector, *(engine.actor for engine in engines)]:
-        ray.kill(actor)
+    (Path(cluster.run_dir) / "after.json").write_text(json.dumps([asdict(r) for r in after]))
     return stats | _before_and_after(config, after)
+
+
+def held_out_prompts(config: RunConfig, inputs: Inputs) -> list[Prompt]:
+    """The first held-out prompts that leave room for a reply."""
+    room = config.model.max_length - config.data.sampling.max_new_tokens
+    prompts = [prompt_of(item) for item in inputs.validation]
+    fitting = [prompt for prompt in prompts if len(prompt.tokens) <= room]
+    return fitting[: config.data.validation_prompts]
 
 
 def probe_sequences(

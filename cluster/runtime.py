@@ -20,16 +20,17 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parent.parent
 
 
-def start_ray(config: RunConfig) -> None:
+def start_ray(config: RunConfig, runs_at_once: int = 1) -> None:
     """Join the cluster at `cluster.address`, or start one on this machine for this run alone.
 
-    Logical CPUs of an own cluster are as many as the run asks for: roles take turns on few cores.
+    Logical CPUs of an own cluster are as many as the run asks for (times `runs_at_once`): roles
+    take turns on few cores.
     """
     cluster = config.cluster
     options: dict[str, Any] = {}
     if cluster.address is None:
         options = {
-            "num_cpus": math.ceil(cpus_wanted(config)) + 1,
+            "num_cpus": runs_at_once * (math.ceil(cpus_wanted(config)) + 1),
             "include_dashboard": cluster.dashboard,
             "dashboard_host": "127.0.0.1",
         }
@@ -45,9 +46,9 @@ def start_ray(config: RunConfig) -> None:
 
 
 @contextmanager
-def ray_session(config: RunConfig) -> Iterator[None]:
+def ray_session(config: RunConfig, runs_at_once: int = 1) -> Iterator[None]:
     """Ray for the length of the block; leaving it ends every actor the run started."""
-    start_ray(config)
+    start_ray(config, runs_at_once)
     log = Path(config.cluster.run_dir) / "logs" / "driver.log"
     quiet_logs(log)
     try:
@@ -83,9 +84,10 @@ def cpus_wanted(config: RunConfig) -> float:
     if config.algorithm.name in OFFLINE:
         return learner
     judges = len(config.feedback.rewards) * cluster.reward.num_workers
+    engines = cluster.rollout.num_engines + (config.data.source == "policy+reference")
     return (
         learner
-        + cluster.rollout.num_engines * cluster.rollout.cpus_per_engine
+        + engines * cluster.rollout.cpus_per_engine
         + judges * cluster.reward.cpus_per_worker
         + cluster.reference.num_workers * cluster.reference.cpus_per_worker
     )
@@ -109,8 +111,11 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def keep_worker_logs(run_dir: str) -> None:
-    """Copy what the workers printed into the run folder; only on the head's own machine."""
+def keep_worker_logs(run_dir: str, since: float = 0.0) -> None:
+    """Copy what the workers printed into the run folder; only on the head's own machine.
+
+    Files that nobody wrote to after `since` (seconds of the clock) are of earlier runs.
+    """
     from ray._private.worker import _global_node as node  # Ray has no public way to this folder
 
     if node is None:
@@ -118,7 +123,7 @@ def keep_worker_logs(run_dir: str) -> None:
     target = Path(run_dir) / "logs" / "ray"
     target.mkdir(parents=True, exist_ok=True)
     for file in Path(node.get_logs_dir_path()).glob("worker-*"):
-        if file.stat().st_size:
+        if file.stat().st_size and file.stat().st_mtime >= since:
             shutil.copy2(file, target)
 
 

@@ -11,9 +11,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.reward import Judge, Scores, build_judge
+from actors.rollout import EngineSpec
 from actors.specs import FrozenSpec
 from cluster.runtime import free_port, log_to_file, role_env
-from configs.schema import RewardConfig, RunConfig, ScoringPlacement
+from configs.schema import MODEL_KINDS, RewardConfig, RunConfig, ScoringPlacement
 from rl.types import Rollout
 
 logger = logging.getLogger(__name__)
@@ -34,9 +35,9 @@ class RewardWorker(Worker):
     """One worker of a named reward."""
 
     def __init__(
-        self, name: str, reward: RewardConfig, spec: FrozenSpec | None, run_dir: str
+        self, name: str, reward: RewardConfig, spec: FrozenSpec | EngineSpec | None, run_dir: str
     ) -> None:
-        log_to_file(run_dir, f"reward-{name}-{spec.rank if spec else 0}")
+        log_to_file(run_dir, f"reward-{name}-{spec.rank if isinstance(spec, FrozenSpec) else 0}")
         self.name, self.reward, self.spec = name, reward, spec
 
     def load(self, address: str) -> None:
@@ -142,6 +143,12 @@ class ScoringGroup:
         results = await asyncio.wait_for(asyncio.gather(*calls), self.deadline_s)
         return [result for result, share in zip(results, shares, strict=True) if len(share)]
 
+    async def respawn(self, spawn: Spawn) -> None:
+        """End the workers after the call in progress, and go on with others."""
+        async with self._turn:
+            self.spawn = spawn
+            self._replace()
+
     def _replace(self) -> None:
         for worker in self.workers:
             ray.kill(worker)
@@ -171,29 +178,57 @@ def reward_groups(config: RunConfig) -> dict[str, ScoringGroup]:
 
 def _spawn_reward(config: RunConfig, name: str, reward: RewardConfig) -> list[Any]:
     placement, run_dir = config.cluster.reward, config.cluster.run_dir
-    if reward.kind != "model":
-        return [_worker(RewardWorker, placement, config).remote(name, reward, None, run_dir)]
-    assert reward.path is not None
     return [
         _worker(RewardWorker, placement, config).remote(name, reward, spec, run_dir)
-        for spec in frozen_specs(config, "value", reward.path, placement.num_workers)
+        for spec in _reward_specs(config, name, reward)
     ]
 
 
-def reference_group(config: RunConfig) -> ScoringGroup:
-    """The frozen reference policy."""
+def _reward_specs(
+    config: RunConfig, name: str, reward: RewardConfig
+) -> Sequence[FrozenSpec | EngineSpec | None]:
+    """What each worker of a reward has to load."""
+    if reward.kind not in MODEL_KINDS:
+        return [None]
+    path = reward.path or reward.paths[0]  # an ensemble loads its other folders likewise
+    if reward.kind == "llm_judge":
+        return [judge_spec(config, name, path)]
+    return frozen_specs(config, "value", path, config.cluster.reward.num_workers)
+
+
+def judge_spec(config: RunConfig, name: str, path: str) -> EngineSpec:
+    """An engine of its own, set up as the rollout engines are, that gets no new weights.
+
+    Its context holds a prompt and two replies, whose tokens may be more than the policy's.
+    """
+    device = config.cluster.device
+    return EngineSpec(
+        name=f"judge-{name}",
+        model_path=path,
+        dtype=config.model.dtype,
+        max_length=4 * config.model.max_length + config.feedback.rewards[name].verdict_tokens,
+        sampling=config.data.sampling,
+        placement=config.cluster.rollout.model_copy(update={"tensor_parallel_size": 1}),
+        transport="gloo" if device == "cpu" else "nccl",
+        device=device,
+        seed=config.data.seed,
+    )
+
+
+def reference_group(config: RunConfig, path: str) -> ScoringGroup:
+    """The reference policy, from a model folder."""
     return ScoringGroup(
         "the reference policy",
-        partial(_spawn_reference, config),
+        partial(spawn_reference, config, path),
         deadline_s=config.feedback.deadline_s,
         attempts=config.feedback.attempts,
         start_deadline_s=config.cluster.reference.start_deadline_s,
     )
 
 
-def _spawn_reference(config: RunConfig) -> list[Any]:
+def spawn_reference(config: RunConfig, path: str) -> list[Any]:
+    """Workers of the reference policy; they load when they are told to."""
     placement = config.cluster.reference
-    path = config.model.reference or config.model.path
     return [
         _worker(ReferenceWorker, placement, config).remote(
             spec, config.data.sampling.temperature, config.cluster.run_dir

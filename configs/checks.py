@@ -3,17 +3,23 @@
 A rule returns one line, or None where it is kept. `violations` asks them all.
 """
 
-import re
 from collections.abc import Callable
 
-from configs.schema import OFFLINE, RunConfig
+from configs import feedback_checks as feedback
+from configs.preference_checks import PREFERENCE, is_preference
+from configs.schema import GROUPED, OFFLINE, RunConfig
 
 Rule = Callable[[RunConfig], str | None]
 
 
 def violations(config: RunConfig) -> list[str]:
     """One line for each rule that the configuration breaks."""
-    rules = _ALWAYS + (_OFFLINE if config.algorithm.name in OFFLINE else _ONLINE)
+    if config.algorithm.name in OFFLINE:
+        rules = _ALWAYS + _OFFLINE
+    elif is_preference(config):
+        rules = _ALWAYS + _SAMPLED + PREFERENCE
+    else:
+        rules = _ALWAYS + _SAMPLED + _POLICY_GRADIENT
     return [line for rule in rules if (line := rule(config)) is not None]
 
 
@@ -22,7 +28,7 @@ def violations(config: RunConfig) -> list[str]:
 
 def _minibatches(config: RunConfig) -> str | None:
     prompts, parts = config.data.prompts_per_step, config.algorithm.num_minibatches
-    if config.algorithm.advantage == "rloo" and prompts % parts:
+    if config.algorithm.advantage in GROUPED and prompts % parts:
         return (
             f"algorithm.num_minibatches={parts} would split groups: data.prompts_per_step="
             f"{prompts} must be a multiple of it"
@@ -85,34 +91,14 @@ def _prompt_fits(config: RunConfig) -> str | None:
 # Feedback
 
 
-def _rewards_needed(config: RunConfig) -> str | None:
-    if any(reward.weight for reward in config.feedback.rewards.values()):
+def _overlong_buffer(config: RunConfig) -> str | None:
+    buffer, longest = config.feedback.overlong_buffer, config.data.sampling.max_new_tokens
+    if buffer is None or buffer <= longest:
         return None
     return (
-        f"algorithm.name={config.algorithm.name} learns from rewards: name at least one with a "
-        "weight other than 0, such as feedback.rewards.rm.kind=model feedback.rewards.rm.path=..."
+        f"feedback.overlong_buffer={buffer} is longer than a reply: lower it to at most "
+        f"data.sampling.max_new_tokens={longest}"
     )
-
-
-def _reward_names(config: RunConfig) -> str | None:
-    for name in config.feedback.rewards:
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
-            return (
-                f"feedback.rewards.{name}: a reward's name is a letter followed by letters, "
-                "digits, - or _, for it becomes part of metric names"
-            )
-    return None
-
-
-def _reward_paths(config: RunConfig) -> str | None:
-    wanted = {"model": "the folder of the reward model", "function": "the Python file"}
-    for name, reward in config.feedback.rewards.items():
-        field = f"feedback.rewards.{name}.path"
-        if reward.kind in wanted and not reward.path:
-            return f"{field} is required for kind {reward.kind}: {wanted[reward.kind]}"
-        if reward.kind == "gold" and reward.path:
-            return f"{field}={reward.path} has no meaning for kind gold; leave it out"
-    return None
 
 
 # The algorithm
@@ -134,6 +120,24 @@ def _offline_is_plain(config: RunConfig) -> str | None:
     return f"algorithm.name={name} learns from stored rows, not samples: use {', '.join(missing)}"
 
 
+def _data_is_sampled(config: RunConfig) -> str | None:
+    data, name = config.data, config.algorithm.name
+    wrong = {
+        f"data.source={data.source}": data.source != "policy",
+        f"data.pairing={data.pairing}": data.pairing != "none",
+        "data.sampling.greedy=true": data.sampling.greedy,
+        "data.sliced=true": data.sliced,
+        "algorithm.iteration_steps": config.algorithm.iteration_steps is not None,
+    }
+    given = [setting for setting, is_given in wrong.items() if is_given]
+    if not given:
+        return None
+    return (
+        f"{given[0]} has no meaning for algorithm.name={name}, which learns from samples of the "
+        "policy: leave it out, or choose a preference method"
+    )
+
+
 def _advantage_given(config: RunConfig) -> str | None:
     if config.algorithm.advantage != "none":
         return None
@@ -141,12 +145,43 @@ def _advantage_given(config: RunConfig) -> str | None:
 
 
 def _group_of_two(config: RunConfig) -> str | None:
-    if config.algorithm.advantage != "rloo" or config.data.samples_per_prompt >= 2:
+    advantage = config.algorithm.advantage
+    # The greedy reply comes on top of the samples, so one of those is enough.
+    alone = advantage == "greedy_baseline" or advantage not in GROUPED
+    if alone or config.data.samples_per_prompt >= 2:
         return None
     return (
-        "algorithm.advantage=rloo compares replies to one prompt: set data.samples_per_prompt to "
-        "2 or more, or use algorithm.name=ppo"
+        f"algorithm.advantage={advantage} compares replies to one prompt: set "
+        f"data.samples_per_prompt to 2 or more, not {config.data.samples_per_prompt}, or use "
+        "algorithm.name=ppo"
     )
+
+
+def _filter_has_groups(config: RunConfig) -> str | None:
+    algorithm = config.algorithm
+    if not algorithm.filter_groups or algorithm.advantage in GROUPED:
+        return None
+    return (
+        f"algorithm.filter_groups compares replies to one prompt, and algorithm.advantage="
+        f"{algorithm.advantage} does not: set filter_groups to false, or advantage to "
+        "group_normalised"
+    )
+
+
+def _top1_is_imitation(config: RunConfig) -> str | None:
+    algorithm = config.algorithm
+    if algorithm.advantage != "top1":
+        return None
+    in_reward = algorithm.kl.place == "reward" and algorithm.kl.coef > 0
+    remedies = {
+        "algorithm.ratio=none": algorithm.ratio == "none",
+        "algorithm.kl.coef=0": not in_reward,
+        "algorithm.whiten_advantages=false": not algorithm.whiten_advantages,
+    }
+    missing = [remedy for remedy, kept in remedies.items() if not kept]
+    if not missing:
+        return None
+    return f"algorithm.advantage=top1 imitates the best reply as it is: use {', '.join(missing)}"
 
 
 def _clip_has_ratio(config: RunConfig) -> str | None:
@@ -262,7 +297,7 @@ def _gpus(config: RunConfig) -> dict[str, float]:
         return gpus
     gpus["cluster.rollout.gpus_per_engine"] = cluster.rollout.gpus_per_engine
     gpus["cluster.reference.gpus_per_worker"] = cluster.reference.gpus_per_worker
-    if any(reward.kind == "model" for reward in config.feedback.rewards.values()):
+    if feedback.has_reward_models(config):
         gpus["cluster.reward.gpus_per_worker"] = cluster.reward.gpus_per_worker
     return gpus
 
@@ -323,8 +358,10 @@ _ALWAYS: tuple[Rule, ...] = (
     _minibatches,
     _enough_for_each_rank,
     _micro_batch,
-    _reward_names,
-    _reward_paths,
+    feedback.reward_names,
+    feedback.reward_settings,
+    feedback.combination,
+    feedback.one_worker,
     _correction_bounds,
     _kl_target,
     _warmup,
@@ -332,11 +369,20 @@ _ALWAYS: tuple[Rule, ...] = (
     _offload,
 )
 _OFFLINE: tuple[Rule, ...] = (_offline_is_plain, _prompt_fits)
-_ONLINE: tuple[Rule, ...] = (
+_SAMPLED: tuple[Rule, ...] = (
     _reply_fits,
-    _rewards_needed,
+    feedback.rewards_needed,
+    feedback.something_to_compare,
+    _overlong_buffer,
+    _tensor_parallel,
+    _transport,
+)
+_POLICY_GRADIENT: tuple[Rule, ...] = (
+    _data_is_sampled,
     _advantage_given,
     _group_of_two,
+    _filter_has_groups,
+    _top1_is_imitation,
     _clip_has_ratio,
     _dual_clip_has_ratio,
     _kl_loss,
@@ -344,6 +390,4 @@ _ONLINE: tuple[Rule, ...] = (
     _correction_options,
     _truncated_sampling,
     _stale_samples,
-    _tensor_parallel,
-    _transport,
 )

@@ -91,6 +91,8 @@ def _kind(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     if origin is tuple:
         count = "any number" if arguments[-1] is Ellipsis else len(arguments)
         return f"list of {count}: {_kind(arguments[0])}"
+    if origin is dict:
+        return f"{_kind(arguments[1])}, by name"
     return " ".join([KINDS[annotation], " and ".join(_bounds(metadata))]).strip()
 
 
@@ -127,15 +129,14 @@ def _methods() -> str:
     lines = [
         "## Methods",
         "",
-        "Defaults of the `algorithm` section that come with its `name`, where they differ from the",
-        "table above.",
+        "What `algorithm.name` sets in all sections, where it differs from the tables above.",
         "",
-        "| `algorithm.name` | defaults |",
-        "|---|---|",
+        "| `algorithm.name` | what it does | source | defaults |",
+        "|---|---|---|---|",
     ]
-    for name, settings in METHODS.items():
-        flat = ", ".join(f"`{key}={_yaml(value)}`" for key, value in _flat(settings))
-        lines.append(f"| `{name}` | {flat} |")
+    for name, method in METHODS.items():
+        flat = ", ".join(f"`{key}={_yaml(value)}`" for key, value in _flat(method.settings))
+        lines.append(f"| `{name}` | {method.line} | {method.paper} | {flat} |")
     return "\n".join(lines) + "\n"
 
 

@@ -118,7 +118,7 @@ def _method_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"algorithm.name={name} is not a method; {hint}methods are {', '.join(METHODS)}"
         )
-    return {"algorithm": METHODS[name]}
+    return METHODS[name].settings
 
 
 def _drop_removed_rewards(settings: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from configs.schema import OFFLINE, RunConfig
+from configs.schema import OFFLINE, RewardConfig, RunConfig
 from configs.sizes import count_parameters
 
 GIB = 1 << 30
@@ -144,10 +144,32 @@ def scoring_parts(
         _part("weights", weights, _narrower(config), where),
         _part("forward pass", forward, "lower algorithm.tokens_per_micro_batch", where),
     )
-    if role == "reward":
+    rewards = config.feedback.rewards.values()
+    judges = sum(reward.kind == "llm_judge" for reward in rewards) if role == "reward" else 0
+    if judges:
+        cache = judges * config.cluster.rollout.kv_cache_gib * GIB
+        engine = judges * (ENGINE_PROCESS_GIB - TORCH_PROCESS_GIB) * GIB
+        parts += (
+            _part("KV cache of judges", cache, "lower cluster.rollout.kv_cache_gib", where),
+            _part("engines of judges", engine, "", "host"),
+        )
+    if role == "reward" and all(reward.kind != "implicit" for reward in rewards):
         return parts
     logits = 2 * 4 * min(LOGIT_CHUNK, tokens) * shape.vocabulary
     return (*parts, _part("logits", logits, SMALLER_MODEL, where))
+
+
+def frozen_models(reward: RewardConfig) -> int:
+    """How many models one named reward holds."""
+    match reward.kind:
+        case "gold" | "function" | "label":
+            return 0
+        case "implicit":
+            return 2
+        case "ensemble":
+            return len(reward.paths)
+        case _:
+            return 1
 
 
 def _activation_bytes(config: RunConfig, shape: ModelShape, tokens: int) -> float:

@@ -13,7 +13,10 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     stay as they are.
     """
     rewards = {
-        name: reward.model_copy(update=_absolute(reward, "path"))
+        name: reward.model_copy(
+            update=_absolute(reward, "path", "reference", "prompt_file")
+            | {"paths": tuple(map(os.path.abspath, reward.paths))}
+        )
         for name, reward in config.feedback.rewards.items()
     }
     return config.model_copy(
@@ -28,6 +31,6 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     )
 
 
-def _absolute(section: Any, *names: str) -> dict[str, str]:
+def _absolute(section: Any, *names: str) -> dict[str, Any]:
     values = {name: getattr(section, name) for name in names}
     return {name: os.path.abspath(value) for name, value in values.items() if value}

@@ -13,6 +13,7 @@ from configs.memory import (
     ModelShape,
     Part,
     engine_parts,
+    frozen_models,
     is_online,
     learner_parts,
     model_shape,
@@ -153,7 +154,7 @@ def _roles(config: RunConfig, shape: ModelShape | None) -> tuple[Role, ...]:
         gpus=cluster.rollout.gpus_per_engine,
         parts=engine_parts(config, shape),
     )
-    reward_models = sum(reward.kind == "model" for reward in config.feedback.rewards.values())
+    reward_models = sum(map(frozen_models, config.feedback.rewards.values()))
     reward = Role(
         name="reward",
         count=cluster.reward.num_workers,

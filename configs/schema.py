@@ -19,6 +19,22 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 OFFLINE = ("sft", "reward_model")
 """Algorithms that learn from stored rows; all others sample replies from the policy."""
 
+GROUPED = (
+    "rloo",
+    "group_centred",
+    "group_normalised",
+    "batch_normalised",
+    "greedy_baseline",
+    "top1",
+)
+"""Values of `algorithm.advantage` that compare the replies to one prompt (`rl.advantages`)."""
+
+MODEL_KINDS = ("model", "implicit", "classifier", "ensemble", "ranker", "llm_judge")
+"""Kinds of reward that hold model weights."""
+
+GROUP_WISE = ("ranker", "llm_judge")
+"""Kinds of reward that compare the replies to one prompt, so that they need all of them at once."""
+
 
 class Section(BaseModel):
     """Base of every section: immutable, and closed to unknown keys."""
@@ -35,6 +51,13 @@ class ModelConfig(Section):
     """Hugging Face folder (config.json, *.safetensors, tokenizer) of the policy at the start."""
     reference: str | None = None
     """Folder of the frozen reference; `path` where empty."""
+    reference_update: Literal["frozen", "reset", "ema", "none"] = "frozen"
+    """frozen; reset: made of the policy anew after every `algorithm.iteration_steps`; ema: moved
+    towards the policy every `reference_interval`; none: nothing reads a reference."""
+    reference_interval: Positive | None = None
+    """Learner steps between two moves of an `ema` reference."""
+    reference_decay: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """The policy's share in a moved `ema` reference (TR-DPO's alpha)."""
     critic: str | None = None
     """Folder the critic starts from: a reward model, or a policy whose value head starts at 0.
     Where empty: the first reward model of `feedback.rewards`, else `path`."""
@@ -52,6 +75,8 @@ class SamplingConfig(Section):
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: Positive = 256
+    greedy: bool = False
+    """Always the likeliest token; for preference methods, which ask for no sampler's log-probs."""
     stop: tuple[str, ...] = ()
     """Strings that end a reply beside the tokenizer's EOS."""
 
@@ -74,6 +99,17 @@ class DataConfig(Section):
     """Prompt groups (RL), demonstrations (SFT) or pairs (reward model) in one learner step."""
     samples_per_prompt: Positive = 1
     """Replies sampled per prompt: the group size of RLOO and its siblings."""
+    source: Literal["policy", "stored", "policy+stored", "policy+reference"] = "policy"
+    """Where replies come from: the policy, the data set, both, or the policy and the reference."""
+    pairing: Literal[
+        "none", "single", "given", "best_worst", "all_pairs", "best_vs_random", "group"
+    ] = "none"
+    """What a preference loss compares: nothing (policy gradients); each reply alone; the first two
+    replies; the best and the worst; every two; the best and any other; all replies at once."""
+    demo_score: float | None = None
+    """Stored ratings at or above it are trusted enough to be imitated (ULMA)."""
+    sliced: bool = False
+    """Each iteration of `algorithm.iteration_steps` reads a slice of the rows of its own."""
     sampling: SamplingConfig = SamplingConfig()
     system_prompt: str | None = None
     """Put before every prompt through the chat template."""
@@ -84,11 +120,52 @@ class DataConfig(Section):
 class RewardConfig(Section):
     """One named reward."""
 
-    kind: Literal["gold", "model", "function"]
+    kind: Literal[
+        "gold",
+        "model",
+        "function",
+        "label",
+        "implicit",
+        "classifier",
+        "ensemble",
+        "ranker",
+        "llm_judge",
+    ]
     """gold: the built-in world's true reward; model: a reward-model folder; function: a Python
-    file with one function `reward(prompts, replies, rows) -> list[float]`."""
+    file with one function `reward(prompts, replies, rows) -> list[float]`; label: what the data
+    set says of its own replies; implicit: what DPO taught a policy, against what it was trained
+    from; classifier: one label of a text classifier; ensemble: several reward models; ranker: a
+    cross-encoder that compares two replies; llm_judge: a language model that is asked which of two
+    replies is better. The last two score a reply by its mean chance to win in its group."""
     path: str | None = None
-    """Folder of the reward model, or the Python file (`file.py` or `file.py:name`)."""
+    """Folder of the model, or the Python file (`file.py` or `file.py:name`)."""
+    threshold: float | None = None
+    """Of kind label: ratings at or above it count as 1, others as 0; where empty, as they are."""
+    reference: str | None = None
+    """Of kind implicit: folder of the policy that `path` was trained from."""
+    beta: PositiveFloat | None = None
+    """Of kind implicit: the beta it was trained with; scores are in its unit."""
+    length_normalised: bool = False
+    """Of kind implicit: per token, so that long replies have no more room to earn."""
+    positive: NonNegative | None = None
+    """Of kind classifier: index of the label that is wanted."""
+    output: Literal["log_odds", "probability"] = "log_odds"
+    """Of kind classifier: of the wanted label, against all others together."""
+    paths: tuple[str, ...] = ()
+    """Of kind ensemble: folders of two or more reward models whose scores have one scale."""
+    reduce: Literal["mean", "minimum", "penalised"] = "mean"
+    """Of kind ensemble: penalised is the mean less `penalty` standard deviations. How far its
+    models are apart is recorded as `NAME/disagreement`."""
+    penalty: NonNegativeFloat | None = None
+    """Of kind ensemble, where `reduce` is penalised: standard deviations to subtract."""
+    prompt_file: str | None = None
+    """Of kind llm_judge: text file with {prompt}, {first} and {second}, the question to the judge.
+    Of kind ranker: what its two replies are read in; where empty, a plain layout."""
+    verdict: Literal["token", "text"] = "token"
+    """Of kind llm_judge. token: how likely its answer begins with A or with B; text: it writes an
+    answer with [[A]], [[B]] or [[tie]] in it, which costs as many tokens as it writes."""
+    verdict_tokens: Positive = 512
+    """Of kind llm_judge: longest answer in text."""
     weight: float = 1.0
     """In the sum that the algorithm sees; 0 records the reward without learning from it."""
 
@@ -98,8 +175,22 @@ class FeedbackConfig(Section):
 
     rewards: dict[str, RewardConfig] = Field(default_factory=dict)
     """By name. Parts stay separate in every record; only the last step combines them."""
+    combine: Literal["weighted", "minimum", "group_minimum", "lagrangian"] = "weighted"
+    """weighted: sum of weight times reward; minimum: each reply's lowest of these; group_minimum:
+    the one whose mean over the step is lowest (MaxMin-RLHF); lagrangian: the sum over rewards
+    without a bound, plus multiplier times (reward - bound) of those with one."""
+    bounds: dict[str, float] = Field(default_factory=dict)
+    """Of lagrangian: reward name -> what its mean must be at least."""
+    multipliers: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """Of lagrangian: reward name -> its multiplier, fixed."""
+    one_shot: bool = False
+    """Of lagrangian: solve the multipliers once, on the samples of the first step, which are still
+    the reference's (One-Shot Safety Alignment)."""
     missing_eos_penalty: NonNegativeFloat = 0.0
     """Subtracted from the score of a reply that did not end by itself."""
+    overlong_buffer: Positive | None = None
+    """Tokens before `data.sampling.max_new_tokens` over which a reply's score falls by up to 1
+    (DAPO's soft penalty)."""
     clip: PositiveFloat | None = None
     """Bound on the absolute value of a combined score."""
     normalise: bool = False
@@ -161,20 +252,94 @@ class CorrectionConfig(Section):
     """Divide the weights by their mean over the batch, after truncation."""
 
 
+class LossConfig(Section):
+    """The loss of a preference method and its constants; a row names those that it takes."""
+
+    name: str | None = None
+    """A function of `rl.losses`; empty for policy gradients."""
+    beta: PositiveFloat | None = None
+    """Regularisation towards the reference."""
+    eta: PositiveFloat | None = None
+    """Scale of target rewards (RPO); weight of imitation (dpo_sft)."""
+    distance: Literal["sq", "bwd", "fwd", "ce"] | None = None
+    """RPO's divergence; bwd puts the target first."""
+    target: Literal["scores", "hard", "smoothed", "margin"] | None = None
+    """RPO's target: rewards, or a constant on the chosen side."""
+    implicit: (
+        Literal["log_ratio", "mean_log_ratio", "logprob", "mean_logprob", "forward_kl", "js"] | None
+    ) = None
+    """What RPO takes for the policy's own reward."""
+    gamma: NonNegativeFloat | None = None
+    """SimPO's margin."""
+    epsilon: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    """Assumed share of wrong labels."""
+    margin: PositiveFloat | None = None
+    """Target of RPO's `margin`."""
+    scale: PositiveFloat | None = None
+    """Constant factor of RPO."""
+    alpha: NonNegativeFloat | None = None
+    """Weight of optimism (SELM, XPO)."""
+    cap: PositiveFloat | None = None
+    """SELM's optimism is dropped where the mean log-ratio of the explored replies is below -cap."""
+    penalty: NonNegativeFloat | None = None
+    weight: NonNegativeFloat | None = None
+    """Of the imitation or odds term."""
+    delta: PositiveFloat | None = None
+    """SLiC's margin."""
+    sft: NonNegativeFloat | None = None
+    """Weight of imitating the best reply (RRHF, PRO)."""
+    clip_w: PositiveFloat | None = None
+    clip_l: PositiveFloat | None = None
+    c: float | None = None
+    """beta log Z of point-wise losses, added to implicit rewards."""
+    label_mode: Literal["binary", "continuous"] | None = None
+    logp_reduction: Literal["sum", "token_mean"] | None = None
+    reduction: Literal["global", "class_balanced"] | None = None
+    """Point-wise: mean over all replies, or over liked and other replies each, and their sum."""
+    desirable: PositiveFloat | None = None
+    undesirable: PositiveFloat | None = None
+
+    def parameters(self) -> dict[str, object]:
+        """What the loss function is called with."""
+        own = ("name", "reduction")
+        return {name: value for name, value in self if name not in own and value is not None}
+
+
 class AlgorithmConfig(Section):
     """What is learned from the feedback; `name` sets defaults (`configs.methods`)."""
 
-    name: Literal["sft", "reward_model", "rloo", "ppo"]
+    name: str
+    """A row of the method table: `attune methods` lists them."""
+    loss: LossConfig = LossConfig()
+    iteration_steps: Positive | None = None
+    """Learner steps of one iteration of an iterative method: behind each, the reference becomes
+    the policy, the optimizer and its schedule start anew, and the engines get the weights."""
     num_steps: Positive
     """Learner steps; each consumes one batch of `data.prompts_per_step`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     critic_optimizer: OptimizerConfig | None = None
     """Of the critic; `optimizer` where empty."""
-    advantage: Literal["none", "gae", "rloo"] = "none"
-    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] = "token_mean"
-    """Loss over tokens: mean of all tokens; mean of replies' token means; mean of replies' sums."""
-    ratio: Literal["none", "token", "sequence"] = "token"
-    """The importance ratio inside one batch: none is plain policy gradient."""
+    advantage: Literal[
+        "none",
+        "gae",
+        "reward_to_go",
+        "rloo",
+        "group_centred",
+        "group_normalised",
+        "batch_normalised",
+        "greedy_baseline",
+        "top1",
+    ] = "none"
+    """What a score is compared with. gae: a critic; reward_to_go: nothing, with the KL of later
+    tokens; rloo: the other replies' mean; group_centred: the group's mean; group_normalised: that,
+    over the group's deviation, or batch_normalised: the step's; greedy_baseline: one more reply,
+    greedy; top1: imitate the group's best."""
+    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "constant"] = "token_mean"
+    """Loss over tokens: mean of all tokens; mean of replies' token means; mean of replies' sums;
+    that, over the constant `data.sampling.max_new_tokens`."""
+    ratio: Literal["none", "token", "sequence", "geometric", "cispo"] = "token"
+    """The importance ratio inside one batch: none is plain policy gradient; a token's; a reply's
+    product of them; their geometric mean; a token's as a clipped weight that stops no gradient."""
     num_epochs: Positive = 1
     """Passes over one experience batch."""
     num_minibatches: Positive = 1
@@ -197,6 +362,11 @@ class AlgorithmConfig(Section):
     whiten_rewards: bool = False
     mask_truncated: bool = False
     """Leave replies that ran into the length limit out of the loss."""
+    filter_groups: bool = False
+    """Leave groups whose replies all scored the same out of the loss."""
+    resample_rounds: NonNegative = 0
+    """How often the groups that `filter_groups` leaves out are replaced by others, before the step
+    goes on with fewer (DAPO's dynamic sampling)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Of the reward model's pair labels."""
     max_staleness: NonNegative = 0

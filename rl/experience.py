@@ -19,7 +19,7 @@ class PolicyBatch:
     tokens: torch.Tensor
     """(B, T) prompt, reply, padding."""
     response_mask: torch.Tensor
-    """(B, T) bool, on the tokens the policy sampled."""
+    """(B, T) bool, on the tokens the policy sampled: on none of a greedy reply."""
     rollout_logprobs: torch.Tensor  # (B, T)
     ref_logprobs: torch.Tensor  # (B, T)
     rewards: dict[str, torch.Tensor]
@@ -46,12 +46,12 @@ def build_batch(experiences: Sequence[Experience], pad_token_id: int) -> PolicyB
         pad_token_id,
     )
     width = tokens.shape[1]
-    ones = [np.ones(len(rollout.tokens)) for rollout in rollouts]
+    sampled = [np.full(len(rollout.tokens), not rollout.is_greedy) for rollout in rollouts]
     references = [logprobs for experience in experiences for logprobs in experience.ref_logprobs]
     rows = iter(range(len(rollouts)))
     return PolicyBatch(
         tokens=tokens,
-        response_mask=place_after(starts, ones, width, torch.bool),
+        response_mask=place_after(starts, sampled, width, torch.bool),
         rollout_logprobs=place_after(
             starts, [rollout.rollout_logprobs for rollout in rollouts], width, torch.float32
         ),
@@ -94,6 +94,8 @@ EXPERIENCE_SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
         ("seed", pa.int64()),
         ("engine", pa.string()),
+        ("source", pa.string()),
+        ("label", pa.float64()),
         ("attempts", pa.int32()),
         ("score", pa.float64()),
         ("rewards", pa.map_(pa.string(), pa.float64())),
@@ -109,10 +111,13 @@ def experience_table(
     batch: PolicyBatch,
     *,
     old_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
+    advantages: torch.Tensor | None,
     scores: torch.Tensor,
 ) -> pa.Table:
-    """Rows of `EXPERIENCE_SCHEMA`; old_logprobs and advantages (B, T), scores (B,)."""
+    """Rows of `EXPERIENCE_SCHEMA`; old_logprobs and advantages (B, T), scores (B,).
+
+    `advantages` are None for losses of whole replies, and null in the table.
+    """
     rows = []
     for experience in experiences:
         for index, rollout in enumerate(experience.rollouts):
@@ -124,7 +129,7 @@ def experience_table(
                     "step": step,
                     "old_logprobs": old_logprobs[at, span].numpy(),
                     "ref_logprobs": experience.ref_logprobs[index],
-                    "advantages": advantages[at, span].numpy(),
+                    "advantages": None if advantages is None else advantages[at, span].numpy(),
                     "attempts": experience.attempts,
                     "score": float(scores[at]),
                     "rewards": [(name, s[index]) for name, s in experience.rewards.items()],
@@ -150,5 +155,7 @@ def _sample_row(rollout: Rollout) -> dict[str, object]:
         "finish_reason": rollout.finish_reason,
         "seed": rollout.seed,
         "engine": rollout.engine,
+        "source": rollout.source,
+        "label": rollout.label,
         "extra": json.dumps(dict(rollout.prompt.extra), default=str),
     }

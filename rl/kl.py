@@ -4,6 +4,7 @@ k1, k2 and k3 are Schulman's estimators of KL(policy || reference) from a token 
 sampled; with d = logprobs - ref_logprobs: k1 = d, k2 = d²/2, k3 = exp(-d) - 1 + d.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -80,6 +81,11 @@ def kl_metrics(sums: Tensor) -> dict[str, float]:
         "kl/k3": total_k3 / max(tokens, 1),
         "kl/sequence": total_k1 / max(sequences, 1),
     }
+
+
+def best_of_n_kl(n: int) -> float:
+    """Nats that taking the best of `n` samples moves a policy by, at most: log n - (n - 1) / n."""
+    return math.log(n) - (n - 1) / n
 
 
 def adaptive_kl(coef: float, kl: float, target: float, horizon: int, num_samples: int) -> float:

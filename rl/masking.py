@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
+Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum", "constant"]
 
 
 def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
@@ -79,16 +79,17 @@ def aggregate(
     *,
     num_tokens: Tensor | float,
     num_sequences: Tensor | float,
+    longest: int | None = None,
 ) -> Tensor:
     """(B, T) -> scalar: this micro-batch's share of the loss of a whole optimizer step.
 
     token_mean     every token of the step counts the same
     sequence_mean  every reply counts the same, by the mean of its tokens
     sequence_sum   mean over replies of the sum of their tokens
+    constant       that, over the length limit `longest`: no reply's own length divides (Dr. GRPO)
 
     `num_tokens` and `num_sequences` count the whole step, over ranks and micro-batches, so shares
-    add up to the same loss however the step is split. A constant divisor (Dr. GRPO) is sequence_sum
-    with replies times the longest length as `num_sequences`.
+    add up to the same loss however the step is split. Only `constant` reads `longest`.
     """
     match mode:
         case "token_mean":
@@ -97,3 +98,6 @@ def aggregate(
             return sequence_mean(per_token, mask).sum() / num_sequences
         case "sequence_sum":
             return masked_sum(per_token, mask) / num_sequences
+        case "constant":
+            assert longest is not None, "a constant divisor needs the length limit"
+            return masked_sum(per_token, mask) / (num_sequences * longest)

@@ -1,9 +1,9 @@
 """Named rewards -> one score per reply -> rewards per token.
 
-The order of a learner step: combine the named rewards, subtract the missing-EOS penalty, clip,
-normalise by running moments, then either spread over tokens with the KL (PPO) or shape the whole
-reply's score with it (RLOO). Rewards per token are whitened by `masking.whiten` with
-`restore_mean=True`.
+The order of a learner step: combine the named rewards, subtract the penalties for a missing EOS and
+for length, clip, normalise by running moments, then either spread over tokens with the KL (PPO) or
+shape the whole reply's score with it (RLOO). Rewards per token are whitened by `masking.whiten`
+with `restore_mean=True`.
 """
 
 from collections.abc import Mapping
@@ -32,6 +32,15 @@ def combine_rewards(rewards: Mapping[str, Tensor], weights: Mapping[str, float])
 def penalise_missing_eos(scores: Tensor, finished: Tensor, penalty: float) -> Tensor:
     """(B,): `penalty` off the score of each reply that is not `finished` (B,)."""
     return scores - penalty * (~finished.bool()).to(scores.dtype)
+
+
+def penalise_overlong(scores: Tensor, lengths: Tensor, longest: int, buffer: int) -> Tensor:
+    """(B,): off each score, how far its reply's length (B,) goes into the last `buffer` tokens.
+
+    0 up to `longest` - `buffer` tokens, then linearly up to 1 at `longest`. (DAPO, 2503.14476.)
+    """
+    excess = (lengths - (longest - buffer)).clamp(0, buffer)
+    return scores - excess.to(scores.dtype) / buffer
 
 
 def clip_scores(scores: Tensor, limit: float | None) -> Tensor:

@@ -11,11 +11,13 @@ stage that adds knowledge returns a new type; no field waits to be filled.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 Metrics = dict[str, float]
+Source = Literal["policy", "reference", "stored"]
+"""Who wrote a reply: the policy in training, its reference, or the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class VersionSpan:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rollout:
-    """One sampled reply, as the engine reported it."""
+    """One reply: as an engine sampled it, or as the data set holds it (`stored_rollouts`)."""
 
     group_id: int
     """Prompts are leased once each; the replies to one lease share its id."""
@@ -62,12 +64,20 @@ class Rollout:
     text: str
     """The reply without special tokens, cut at the first stop string."""
     rollout_logprobs: np.ndarray
-    """(n,) float32. As the sampling engine reported them, at the sampling temperature."""
+    """(n,) float32. As the sampling engine reported them, at the sampling temperature; 0 where no
+    engine wrote the reply."""
     versions: tuple[VersionSpan, ...]
     finish_reason: str
     """`stop` (EOS or a stop string) or `length`."""
     seed: int
     engine: str
+    is_greedy: bool = False
+    """Decoded without sampling: its score is a baseline, and its tokens are not trained on."""
+    source: Source = "policy"
+    label: float | None = None
+    """What people said of a stored reply: 1 chosen, 0 rejected, or a rating."""
+    is_demo: bool = False
+    """A stored reply that is trusted enough to be imitated."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.rollout_logprobs):
@@ -106,6 +116,9 @@ class Experience:
     """Per rollout (n,) float32, at the sampling temperature."""
     attempts: int
     """Tries it took to sample and score this group."""
+    mismatched: "Experience | None" = None
+    """Replies to other prompts put behind this one, without scores: what KTO measures how far the
+    policy has moved in general on."""
 
     def __post_init__(self) -> None:
         ids = {rollout.group_id for rollout in self.rollouts}

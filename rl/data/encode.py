@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from rl.data.layouts import Example, read_examples
+from rl.data.layouts import Example, detect, read_examples
+from rl.data.rows import read_rows
 from rl.data.template import conversation_text, prompt_tokens, reply_tokens
 from rl.types import Demonstration, PreferencePair, Prompt, Rating
 
@@ -135,6 +136,28 @@ def load_ratings(
     return _fitting(path, examples, encode, max_length, "model.max_length", overlong)
 
 
+def load_replies(
+    path: str | Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int,
+    overlong: Overlong,
+    system_prompt: str | None = None,
+) -> list[PreferencePair] | list[Rating] | list[Demonstration]:
+    """Rows with replies of whatever kind the file holds: pairs, ratings or demonstrations."""
+    loaders = {
+        "pairs": load_pairs,
+        "ratings": load_ratings,
+        "demonstrations": load_demonstrations,
+    }
+    kind = detect(read_rows(path)[0]).kind
+    if kind not in loaders:
+        raise ValueError(f"{path} holds {kind}, but replies are needed: {', '.join(loaders)}")
+    return loaders[kind](
+        path, tokenizer, max_length=max_length, overlong=overlong, system_prompt=system_prompt
+    )
+
+
 def split_validation(
     items: Sequence[Item], fraction: float, seed: int
 ) -> tuple[list[Item], list[Item]]:
@@ -177,14 +200,27 @@ def encode_for_reward(
     that a reply spells out are broken up: else a policy could end its reply, or open another
     turn, in the eyes of the reward model alone.
     """
-    encoded = []
+    return [[*start, *reply] for start, reply in encode_turns(prompts, replies, tokenizer)]
+
+
+def encode_turns(
+    prompts: Sequence[Prompt], replies: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
+) -> list[tuple[list[int], list[int]]]:
+    """What `encode_for_reward` joins: the tokens of each prompt, and of its reply with EOS."""
+    turns = []
     for prompt, reply in zip(prompts, replies, strict=True):
         messages = prompt.messages or ({"role": "user", "content": prompt.text},)
-        for token in tokenizer.all_special_tokens:
-            reply = reply.replace(token, " ")
         start = prompt_tokens(messages, tokenizer)
-        encoded.append([*start, *reply_tokens(messages, start, reply, tokenizer)])
-    return encoded
+        plain = without_special_tokens(reply, tokenizer)
+        turns.append((start, reply_tokens(messages, start, plain, tokenizer)))
+    return turns
+
+
+def without_special_tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The text with a space for each special token that it spells out."""
+    for token in tokenizer.all_special_tokens:
+        text = text.replace(token, " ")
+    return text
 
 
 def _prompt(

@@ -8,7 +8,7 @@ from torch import Tensor
 from rl.kl import MAX_LOG_RATIO
 from rl.masking import masked_sum, sequence_mean
 
-Ratio = Literal["none", "token", "sequence"]
+Ratio = Literal["none", "token", "sequence", "geometric", "cispo"]
 
 
 def policy_objective(
@@ -30,8 +30,13 @@ def policy_objective(
     sequence  the same with one ratio for the whole reply, the product of its tokens' (RLOO in TRL).
               Each of its n tokens holds 1/n of it, so that summing a reply gives it back
 
-    While the policy has not moved (r = 1) all three have one gradient under every aggregation, if
-    a reply's tokens share their advantage, which `sequence` takes for granted. A bound that is None
+    geometric the same with the geometric mean of its tokens' ratios. Each token holds all of it, so
+              that averaging a reply gives it back (GSPO)
+    cispo     -sg(clip(r)) A * logprob with the token's r: a bound limits a token's weight and never
+              its gradient's direction (MiniMax-M1, arXiv 2506.13585)
+
+    While the policy has not moved (r = 1) all of them have one gradient under every aggregation, if
+    a reply's tokens share their advantage, as the ratios of a reply require. A bound that is None
     does not bind. `dual_clip` limits the loss to dual_clip * |A| where A < 0. `weights` (B, T) are
     the constants of `rl.correction`.
     """
@@ -46,6 +51,13 @@ def policy_objective(
             r = sequence_ratio(logprobs, old_logprobs, mask)[:, None]  # (B, 1)
             loss, is_clipped = _clipped(r, advantages, clip_low, clip_high, dual_clip)
             loss = loss / mask.bool().sum(-1, keepdim=True).clamp(min=1)
+        case "geometric":
+            r = sequence_ratio(logprobs, old_logprobs, mask, geometric=True)[:, None]  # (B, 1)
+            loss, is_clipped = _clipped(r, advantages, clip_low, clip_high, dual_clip)
+        case "cispo":
+            r = log_ratio.detach().exp()
+            weight = r.clamp(*_bounds(clip_low, clip_high))
+            loss, is_clipped = -weight * advantages * logprobs, weight != r
     if weights is not None:
         loss = loss * weights
     return loss.masked_fill(~mask.bool(), 0), _sums(log_ratio, is_clipped, mask)
@@ -74,6 +86,12 @@ def policy_metrics(sums: Tensor) -> dict[str, float]:
     }
 
 
+def _bounds(clip_low: float | None, clip_high: float | None) -> tuple[float, float]:
+    """Where a ratio is clipped; a bound that is None does not bind."""
+    low = 0.0 if clip_low is None else 1 - clip_low
+    return low, torch.inf if clip_high is None else 1 + clip_high
+
+
 def _clipped(
     r: Tensor,
     advantages: Tensor,
@@ -82,9 +100,8 @@ def _clipped(
     dual_clip: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Loss and where the clip took effect, in the shape of `advantages`."""
-    low = 0.0 if clip_low is None else 1 - clip_low
-    high = torch.inf if clip_high is None else 1 + clip_high
-    plain, clipped = r * advantages, r.clamp(low, high) * advantages
+    plain = r * advantages
+    clipped = r.clamp(*_bounds(clip_low, clip_high)) * advantages
     objective = torch.minimum(plain, clipped)
     if dual_clip is not None:
         floor = torch.maximum(objective, dual_clip * advantages)

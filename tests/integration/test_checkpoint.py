@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from actors.frozen import FrozenModel
-from actors.reward import ModelReward
+from actors.judges.models import ModelReward
 from actors.specs import FrozenSpec
 from configs.schema import RunConfig
 from rl.data.encode import encode_for_reward

@@ -5,7 +5,17 @@ import re
 
 import pytest
 
-from cluster.charts import Series, line_chart, number, smoothed, stacked_chart, ticks
+from cluster.charts import (
+    Point,
+    Series,
+    line_chart,
+    number,
+    scatter_chart,
+    smoothed,
+    stacked_chart,
+    ticks,
+    upper_left_edge,
+)
 
 
 def series(values, **rest):
@@ -32,6 +42,27 @@ def test_stacked_areas_add_up():
     drawn = re.findall(r'class="stack c\d" points="([^"]*)"', stacked_chart("t", [one, two]))
     heights = [{float(point.split(",")[1]) for point in area.split()} for area in drawn]
     assert heights == [{178, 136}, {136, 10}]  # 0 to 1 of 4, then 1 to 4 of 4
+
+
+def test_marks_of_a_scatter_lie_at_their_values():
+    points = [Point(name="a", color=0, x=2.0, y=1.0), Point(name="b", color=None, x=0.0, y=0.5)]
+    drawn = scatter_chart("t", points, "KL")
+    # From 0 to 2.08: 46 + 362 * 2 / 2.08; a hollow mark stands at the left edge.
+    assert 'class="dot c0" cx="394.1"' in drawn
+    assert 'class="hollow" cx="46.0"' in drawn
+    assert "<title>a\nKL: 2\n1</title>" in drawn
+
+
+def test_the_edge_joins_what_no_other_point_beats():
+    xy = [(0, 1), (1, 3), (2, 2), (3, 4), (3, 3.5), (4, 4)]
+    points = [Point(name="", color=0, x=x, y=y) for x, y in xy]
+    assert [(p.x, p.y) for p in upper_left_edge(points)] == [(0, 1), (1, 3), (3, 4)]
+
+
+def test_an_axis_says_what_it_counts():
+    drawn = line_chart("t", [series([1.0, 2.0])], "judged replies")
+    assert ">judged replies</text>" in drawn
+    assert "<title>replies 2\na: 2</title>" in drawn
 
 
 def test_smoothing_keeps_a_straight_line_to_its_ends():

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
@@ -12,11 +11,11 @@ import configs
 from configs.keys import ELSEWHERE, every_name
 from configs.load import ConfigError, load_config, merge, to_yaml
 from configs.methods import METHODS
-from configs.schema import OFFLINE, AlgorithmConfig, OptimizerConfig
+from configs.schema import OptimizerConfig
 
 FOLDER = Path(configs.__file__).parent
 ROOT = FOLDER.parent
-RECIPES = sorted(FOLDER.rglob("*.yaml"))
+RECIPES = sorted(p for p in FOLDER.rglob("*.yaml") if p.parent.name != "ablations")
 RUN = {
     "model": {"path": "m", "max_length": 128},
     "data": {
@@ -100,10 +99,48 @@ def test_importing_configs_pulls_in_no_heavy_library_and_is_quick():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_method_table_and_the_schema_know_the_same_names():
-    literal = AlgorithmConfig.model_fields["name"].annotation
-    assert set(get_args(literal)) == set(METHODS)
-    assert set(OFFLINE) < set(METHODS)
+FAMILY = {
+    "reinforce_pp": ("reward_to_go", "token", "token_mean"),
+    "reinforce_pp_baseline": ("group_centred", "token", "token_mean"),
+    "grpo": ("group_normalised", "token", "sequence_mean"),
+    "dr_grpo": ("group_centred", "token", "constant"),
+    "dapo": ("group_normalised", "token", "token_mean"),
+    "gspo": ("group_normalised", "geometric", "sequence_mean"),
+    "cispo": ("group_normalised", "cispo", "token_mean"),
+    "remax": ("greedy_baseline", "none", "sequence_sum"),
+    "lite_ppo": ("batch_normalised", "token", "token_mean"),
+    "raft": ("top1", "none", "token_mean"),
+}
+"""Advantage, ratio and aggregation of each method without a critic, beside RLOO."""
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_method_without_critic_loads_and_is_what_its_paper_says(name):
+    algorithm = load(f"algorithm.name={name}").algorithm
+    assert (algorithm.advantage, algorithm.ratio, algorithm.aggregation) == FAMILY[name]
+    in_reward = algorithm.kl.coef > 0 and algorithm.kl.place == "reward"
+    in_loss = algorithm.kl.coef > 0 and algorithm.kl.place == "loss"
+    assert in_reward == (name in ("reinforce_pp", "remax"))
+    assert in_loss == (name in ("reinforce_pp_baseline", "grpo"))
+    assert algorithm.whiten_advantages == name.startswith("reinforce_pp")
+
+
+def test_clips_of_the_methods_without_critic_are_those_of_their_papers():
+    wide, tight, weight = (load(f"algorithm.name={n}").algorithm for n in ("dapo", "gspo", "cispo"))
+    assert (wide.clip_low, wide.clip_high, wide.filter_groups) == (0.2, 0.28, True)
+    assert (tight.clip_low, tight.clip_high, tight.num_minibatches) == (3e-4, 4e-4, 4)
+    assert (weight.clip_low, weight.clip_high) == (None, 4.0)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_t4_4_one_reply_a_prompt_is_refused_where_replies_are_compared(name):
+    overrides = f"algorithm.name={name}", "data.samples_per_prompt=1"
+    if name in ("reinforce_pp", "remax"):  # nothing to compare with, and one more reply, greedy
+        assert load(*overrides)
+    else:
+        message = refusal(*overrides)
+        assert f"algorithm.advantage={FAMILY[name][0]} compares replies to one prompt" in message
+        assert "data.samples_per_prompt to 2 or more, not 1" in message
 
 
 # Layers
@@ -225,8 +262,7 @@ def test_names_of_other_trainers_point_to_settings_that_exist():
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
     assert refusal("algorithm.name=RLO") == (
-        "algorithm.name=RLO is not a method; did you mean rloo? "
-        "methods are sft, reward_model, rloo, ppo"
+        f"algorithm.name=RLO is not a method; did you mean rloo? methods are {', '.join(METHODS)}"
     )
     assert "algorithm.name is required" in refusal(base={})
 
@@ -336,6 +372,15 @@ ONLINE_RULES = [
     (["feedback.rewards.gold.path=x"], "feedback.rewards.gold.path=x has no meaning"),
     (["feedback.rewards.a/b.kind=gold"], "feedback.rewards.a/b"),
     (["algorithm.num_minibatches=3"], "data.prompts_per_step=8 must be a multiple"),
+    (["algorithm.name=grpo", "algorithm.num_minibatches=3"], "would split groups"),
+    (["algorithm.name=gspo", "data.prompts_per_step=6"], "algorithm.num_minibatches=4 would"),
+    (["algorithm.name=ppo", "algorithm.filter_groups=true"], "set filter_groups to false"),
+    (["algorithm.name=raft", "algorithm.ratio=token"], "best reply as it is: use algorithm.ratio="),
+    (["algorithm.name=raft", "algorithm.kl.coef=0.1"], "use algorithm.kl.coef=0"),
+    (["algorithm.name=raft", "algorithm.whiten_advantages=true"], "whiten_advantages=false"),
+    (["algorithm.name=raft", "algorithm.max_staleness=1"], "or max_staleness=0"),
+    (["algorithm.name=cispo", "algorithm.dual_clip=3"], "algorithm.dual_clip bounds token ratios"),
+    (["feedback.overlong_buffer=65"], "at most data.sampling.max_new_tokens=64"),
     (["algorithm.name=ppo", "algorithm.num_minibatches=3"], "does not divide the 16 sequences"),
     (["cluster.learner.num_workers=9"], "data.prompts_per_step=8 leaves ranks without work"),
     (["data.sampling.max_new_tokens=128"], "data.sampling.max_new_tokens=128 leaves no room"),
@@ -416,6 +461,10 @@ def test_methods_that_learn_from_rows_refuse_what_only_sampling_needs(overrides,
         ["algorithm.name=ppo", "algorithm.correction.mode=bypass"],
         ["algorithm.kl.place=loss", "algorithm.kl.estimator=k2"],
         ["algorithm.max_staleness=2"],
+        ["algorithm.name=grpo", "algorithm.correction.mode=bypass"],
+        ["algorithm.name=raft", "algorithm.kl={coef: 0.1, place: loss, estimator: k2}"],
+        ["algorithm.name=cispo", "algorithm.clip_high=null"],
+        ["feedback.overlong_buffer=64"],
         ["model.dtype=bfloat16"],
         ["cluster.checkpoint.interval=1000"],
         ["algorithm.gamma=0.9", "algorithm.value_clip=null"],  # without a critic: unused, harmless

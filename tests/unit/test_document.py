@@ -30,9 +30,15 @@ def test_a_section_that_is_used_twice_stands_under_both_names():
 
 
 def test_every_method_has_its_defaults():
-    rows = [line for line in LINES if line.startswith(tuple(f"| `{name}` | `" for name in METHODS))]
+    rows = [
+        line
+        for line in LINES
+        if line.startswith(tuple(f"| `{name}` | {m.line} |" for name, m in METHODS.items()))
+    ]
     assert len(rows) == len(METHODS)
-    assert any("`clip_low=null`" in row and "`kl.coef=0.03`" in row for row in rows)
+    assert any(
+        "`algorithm.clip_low=null`" in row and "`algorithm.kl.coef=0.03`" in row for row in rows
+    )
 
 
 def test_tables_have_four_columns_throughout():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -79,6 +80,18 @@ def test_a_padding_token_inside_a_reply_is_part_of_it():
     batch = build_batch([group], pad_token_id=0)
     assert batch.response_mask[0, :4].tolist() == [False, True, True, False]
     assert batch.lengths == [3]
+
+
+def test_a_greedy_reply_is_a_row_without_tokens_to_train_on(groups):
+    first = groups[0]
+    greedy = replace(first.rollouts[1], is_greedy=True)
+    batch = build_batch(
+        [replace(first, rollouts=(first.rollouts[0], greedy)), groups[1]], pad_token_id=0
+    )
+    assert batch.response_mask.any(-1).tolist() == [True, False, True]
+    assert batch.group_rows == [[0, 1], [2]]
+    assert batch.rewards["rm"].tolist() == [0.25, -1.0, 3.0]
+    assert batch.lengths == [4, 5, 10]
 
 
 def test_a_step_reads_back_from_parquet_as_it_was(groups, tmp_path):

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from configs.schema import KLConfig
-from rl.kl import KLEstimator, adaptive_kl, kl_estimate, kl_loss, kl_metrics, kl_sums
+from rl.kl import (
+    KLEstimator,
+    adaptive_kl,
+    best_of_n_kl,
+    kl_estimate,
+    kl_loss,
+    kl_metrics,
+    kl_sums,
+)
 
 
 def t(*values):
@@ -55,6 +63,19 @@ def test_adaptive_coefficient_walks_through_its_reference_values():
     assert coef == pytest.approx(0.149996068, abs=1e-9)
     coef = adaptive_kl(coef, 6.6, **settings)
     assert coef == pytest.approx(0.150380058, abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 16])
+def test_the_kl_of_best_of_n_reaches_its_bound_where_no_two_replies_tie(n):
+    """Of M equally likely replies the k-th worst is the best of n with (k/M)^n - ((k-1)/M)^n."""
+
+    def exact(count):
+        below = (torch.arange(count + 1, dtype=torch.float64) / count) ** n
+        p = below.diff()
+        return (p * (p * count).log()).sum().item()
+
+    assert exact(4) <= best_of_n_kl(n) + 1e-12
+    assert exact(100_000) == pytest.approx(best_of_n_kl(n), abs=1e-4)
 
 
 def test_metrics_from_added_sums_equal_those_of_the_whole():

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from configs.schema import AlgorithmConfig
+from rl.advantages import group_advantages, rows_to_learn_from, spread_over_tokens
 from rl.losses.policy import Ratio, policy_metrics, policy_objective, sequence_ratio
 from rl.losses.supervised import nll, pair_loss, pair_metrics, pair_sums
 from rl.losses.value import explained_variance, value_loss, value_sums
-from rl.masking import aggregate
+from rl.masking import Aggregation, aggregate, moment_sums
 
 RATIOS = get_args(Ratio)
 
@@ -112,7 +113,68 @@ def test_geometric_sequence_ratio_gives_the_gspo_reference_value():
     assert product.item() == pytest.approx(math.exp(0.2))
 
 
-@pytest.mark.parametrize("mode", ["token_mean", "sequence_mean", "sequence_sum"])
+@pytest.mark.parametrize(
+    ("clip", "loss", "slope"), [(None, -1.068939, -1.068939), (0.05, -1.05, 0.0)]
+)
+def test_gspo_clips_one_ratio_for_the_reply_and_its_gradient_reaches_every_token(clip, loss, slope):
+    """Each of 3 tokens holds the loss of the reply; of their sum, each token gets 3 / 3 slopes."""
+    logprobs = torch.tensor([0.1, -0.2, 0.3, 5.0], requires_grad=True)
+    per_token, sums = objective(logprobs, [1.0] * 4, "geometric", clip, mask=[1, 1, 1, 0])
+    per_token.sum().backward()
+    assert per_token[0].tolist() == pytest.approx([loss] * 3 + [0], abs=1e-6)
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([slope] * 3 + [0], abs=1e-6)
+    assert policy_metrics(sums)["clip_fraction"] == (clip is not None)
+
+
+@pytest.mark.parametrize(("advantage", "log_r", "weight"), [(2.0, 1.0, 1.2), (-1.0, -1.0, 0.8)])
+def test_cispo_keeps_the_gradient_of_a_clipped_token_and_ppo_does_not(advantage, log_r, weight):
+    gradients: dict[Ratio, float] = {}
+    for ratio in ("token", "cispo"):
+        logprobs = torch.tensor([log_r], requires_grad=True)
+        loss, sums = objective(logprobs, [advantage], ratio)
+        loss.sum().backward()
+        assert policy_metrics(sums)["clip_fraction"] == 1
+        assert logprobs.grad is not None
+        gradients[ratio] = logprobs.grad.item()
+    assert gradients["token"] == 0
+    assert gradients["cispo"] == pytest.approx(-weight * advantage)
+
+
+def test_cispo_weighs_a_token_inside_its_bounds_by_its_ratio_alone():
+    logprobs = torch.tensor([0.1, -0.1], requires_grad=True)
+    loss, sums = objective(logprobs, [1.0, -1.0], "cispo")
+    loss.sum().backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([-math.exp(0.1), math.exp(-0.1)])
+    assert loss[0].tolist() == pytest.approx([-0.1 * math.exp(0.1), -0.1 * math.exp(-0.1)])
+    assert policy_metrics(sums)["clip_fraction"] == 0
+
+
+def test_rafts_gradient_is_that_of_imitating_the_best_reply():
+    """Replies of 2, 3 and 1 tokens; the second is the best."""
+    start = torch.tensor([[-1.0, -2.0, 0.0], [-0.5, -0.1, -3.0], [-4.0, 0.0, 0.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]]).bool()
+    scores, groups = torch.tensor([0.3, 0.9, -2.0]), [[0, 1, 2]]
+    advantages = group_advantages("top1", scores, groups, moment_sums(scores))
+    kept = mask & rows_to_learn_from("top1", scores, groups)[:, None]
+    logprobs = start.clone().requires_grad_()
+    loss, _ = policy_objective(
+        logprobs, start, spread_over_tokens(advantages, mask), kept,
+        ratio="none", clip_low=None, clip_high=None, dual_clip=None,
+    )  # fmt: skip
+    counts = {"num_tokens": kept.sum(), "num_sequences": kept.any(-1).sum()}
+    aggregate(loss, kept, "token_mean", **counts).backward()
+    imitated = start[1:2].clone().requires_grad_()
+    nll(imitated, mask[1:2]).mean().backward()
+    assert logprobs.grad is not None
+    assert imitated.grad is not None
+    torch.testing.assert_close(logprobs.grad[1:2], imitated.grad)
+    assert imitated.grad.any()
+    assert not logprobs.grad[[0, 2]].any()
+
+
+@pytest.mark.parametrize("mode", get_args(Aggregation))
 def test_all_ratios_have_one_gradient_before_the_policy_moves(mode):
     start = torch.tensor([[-1.0, -2.0, 0.0], [-0.5, -0.1, -3.0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
@@ -124,10 +186,10 @@ def test_all_ratios_have_one_gradient_before_the_policy_moves(mode):
             logprobs, start, advantages, mask, ratio=ratio, clip_low=0.2, clip_high=0.2,
             dual_clip=3.0,
         )  # fmt: skip
-        aggregate(loss, mask, mode, num_tokens=5, num_sequences=2).backward()
+        aggregate(loss, mask, mode, num_tokens=5, num_sequences=2, longest=7).backward()
         grads.append(logprobs.grad)
-    torch.testing.assert_close(grads[1], grads[0])
-    torch.testing.assert_close(grads[2], grads[0])
+    for other in grads[1:]:
+        torch.testing.assert_close(other, grads[0])
 
 
 @pytest.mark.parametrize("ratio", RATIOS)

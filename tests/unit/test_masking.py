@@ -63,10 +63,11 @@ def test_whitening_far_from_zero_keeps_the_variance():
         ("token_mean", (1 + 2 + 5) / 3),
         ("sequence_mean", (1.5 + 5) / 2),
         ("sequence_sum", (3 + 5) / 2),
+        ("constant", (3 + 5) / (2 * 4)),
     ],
 )
 def test_each_aggregation_gives_its_hand_computed_value(mode, expected):
-    loss = aggregate(X, MASK, mode, num_tokens=3, num_sequences=2)
+    loss = aggregate(X, MASK, mode, num_tokens=3, num_sequences=2, longest=4)
     assert loss.item() == pytest.approx(expected)
 
 

@@ -1,5 +1,5 @@
-"""Properties that every implementation of PPO and RLOO must have, on policies small enough to
-enumerate. Monte-Carlo checks use fixed seeds and three standard errors."""
+"""Properties that every implementation of PPO, RLOO and their relatives must have, on policies
+small enough to enumerate. Monte-Carlo checks use fixed seeds and three standard errors."""
 
 import itertools
 from typing import get_args
@@ -7,12 +7,21 @@ from typing import get_args
 import pytest
 import torch
 
-from rl.advantages import gae, group_centred, group_normalised, rloo, spread_over_tokens
+from rl.advantages import (
+    batch_normalised,
+    gae,
+    greedy_baseline,
+    group_centred,
+    group_normalised,
+    rloo,
+    spread_over_tokens,
+    top1,
+)
 from rl.correction import CorrectionMode, correction_weights
 from rl.kl import k1, k2, k3
-from rl.losses.policy import policy_metrics, policy_objective, sequence_ratio
+from rl.losses.policy import Ratio, policy_metrics, policy_objective
 from rl.losses.value import value_loss
-from rl.masking import aggregate, moment_sums, whiten
+from rl.masking import Aggregation, aggregate, moment_sums, whiten
 from rl.rewards import read_scores, shaped_scores
 
 F64 = torch.float64
@@ -153,6 +162,9 @@ def test_t3_3_before_the_first_update_the_loss_is_minus_the_mean_advantage():
     loss, metrics = first_loss(logprobs, per_reply, mask, "sequence", "sequence_sum")
     assert loss == pytest.approx(-advantages[:, 0].mean().item())
     assert metrics == UNMOVED
+    loss, metrics = first_loss(logprobs, per_reply, mask, "geometric", "sequence_mean")
+    assert loss == pytest.approx(-advantages[:, 0].mean().item())
+    assert metrics == UNMOVED
 
 
 def step_loss(batch, ratio, mode, counts, sums):
@@ -161,11 +173,11 @@ def step_loss(batch, ratio, mode, counts, sums):
     advantages, settings = whiten(advantages, mask, sums), {**CLIP, "dual_clip": 3.0}
     policy, _ = policy_objective(logprobs, old, advantages, mask, ratio=ratio, **settings)
     critic = value_loss(values, old_values, returns, 0.2)
-    return aggregate(policy + 0.1 * critic - 0.01 * entropy, mask, mode, **counts)
+    return aggregate(policy + 0.1 * critic - 0.01 * entropy, mask, mode, **counts, longest=9)
 
 
-@pytest.mark.parametrize("ratio", ["none", "token", "sequence"])
-@pytest.mark.parametrize("mode", ["token_mean", "sequence_mean", "sequence_sum"])
+@pytest.mark.parametrize("ratio", get_args(Ratio))
+@pytest.mark.parametrize("mode", get_args(Aggregation))
 @pytest.mark.parametrize(("splits", "padding"), [([2, 2], 0), ([1, 3], 0), ([1] * 4, 3)])
 def test_t3_4_loss_and_gradient_do_not_depend_on_the_split_or_the_padding(
     ratio, mode, splits, padding
@@ -311,6 +323,20 @@ def test_t4_1_rloo_is_unbiased_and_varies_less_than_reinforce():
     assert ours.var(0).sum() < 0.3 * plain.var(0).sum()
 
 
+def test_t4_1_remax_is_unbiased_and_varies_less_than_reinforce():
+    best = ALL[token_logprobs(POLICY, ALL).sum(-1).argmax()]
+    greedy = rewards_of(best, offset=2.0)
+
+    def remax(scores):
+        with_greedy = torch.cat([scores, greedy.expand(len(scores), 1)], -1)
+        return greedy_baseline(with_greedy)[:, :-1]
+
+    ours = group_gradients(remax, offset=2.0)
+    plain = group_gradients(lambda scores: scores, offset=2.0)
+    assert_mean(ours, exact_gradient(rewards_of(ALL), POLICY))
+    assert ours.var(0).sum() < 0.5 * plain.var(0).sum()
+
+
 def test_t4_1_mean_centring_alone_shrinks_the_gradient_by_a_group():
     exact = exact_gradient(rewards_of(ALL), POLICY)
     assert_mean(group_gradients(group_centred, offset=2.0), exact * (GROUP - 1) / GROUP)
@@ -333,7 +359,12 @@ def test_t4_1_a_kl_inside_the_score_gives_the_gradient_of_the_regularised_reward
     assert_mean(batch_gradients(objective, POLICY, sequences), exact_gradient(shaped(ALL), POLICY))
 
 
-ESTIMATORS = [rloo, group_centred, group_normalised]
+def by_the_batch(scores):
+    """Lite PPO's advantages, the batch being these groups alone."""
+    return batch_normalised(scores, moment_sums(scores))
+
+
+ESTIMATORS = [rloo, group_centred, group_normalised, by_the_batch]
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -348,6 +379,8 @@ def test_t4_2_scaling_scales_rloo_and_leaves_grpo():
     torch.testing.assert_close(
         group_normalised(3 * scores, eps=0.0), group_normalised(scores, eps=0.0)
     )
+    torch.testing.assert_close(group_centred(3 * scores), 3 * group_centred(scores))
+    torch.testing.assert_close(by_the_batch(3e3 * scores), by_the_batch(1e3 * scores))
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -356,7 +389,7 @@ def test_t4_3_advantages_of_a_group_sum_to_zero(estimator):
     torch.testing.assert_close(estimator(scores).sum(-1), torch.zeros(5, dtype=F64))
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, top1])
 def test_t4_4_a_group_of_one_is_refused_by_field_name(estimator):
     with pytest.raises(ValueError, match=r"data\.samples_per_prompt is 1.*at least 2"):
         estimator(torch.ones(3, 1))
@@ -366,26 +399,29 @@ def test_t4_5_gspo_has_grpos_gradient_before_the_policy_moves():
     old = torch.tensor([[-1.0, -2.0, 0.0], [-0.5, -0.1, -3.0]], dtype=F64)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     advantages = torch.tensor([0.7, -1.1], dtype=F64)
-    logprobs = old.clone().requires_grad_()
-    ratio = sequence_ratio(logprobs, old, mask, geometric=True)
-    (gspo,) = torch.autograd.grad(-(ratio * advantages).mean(), logprobs)
-    advantages = spread_over_tokens(advantages, mask)
-    loss, _ = policy_objective(logprobs, old, advantages, mask, ratio="token", **CLIP)
-    loss = aggregate(loss, mask, "sequence_mean", num_tokens=5, num_sequences=2)
-    (grpo,) = torch.autograd.grad(loss, logprobs)
-    torch.testing.assert_close(gspo, grpo)
+    per_token = spread_over_tokens(advantages, mask)
+
+    def gradient(ratio):
+        logprobs = old.clone().requires_grad_()
+        loss, _ = policy_objective(logprobs, old, per_token, mask, ratio=ratio, **CLIP)
+        loss = aggregate(loss, mask, "sequence_mean", num_tokens=5, num_sequences=2)
+        return torch.autograd.grad(loss, logprobs)[0]
+
+    torch.testing.assert_close(gradient("geometric"), gradient("token"))
+    by_hand = -per_token / mask.sum(-1, keepdim=True) / 2
+    torch.testing.assert_close(gradient("geometric"), by_hand)
 
 
-def test_t4_6_a_sum_is_linear_in_length_and_a_mean_of_means_is_not():
+def test_t4_6_a_constant_divisor_is_linear_in_length_and_a_mean_of_means_is_not():
     """Dr. GRPO divides a reply's sum by the constant length limit, GRPO by its own length."""
     tokens = torch.tensor([[1.0, 2.0, 4.0]])
-    doubled, limit = torch.cat([tokens, tokens], -1), 10
+    doubled = torch.cat([tokens, tokens], -1)
 
-    def loss(x, mode, num_sequences):
-        counts = {"num_tokens": x.numel(), "num_sequences": num_sequences}
+    def loss(x, mode):
+        counts = {"num_tokens": x.numel(), "num_sequences": 1, "longest": 10}
         return aggregate(x, torch.ones_like(x), mode, **counts).item()
 
-    assert loss(tokens, "sequence_sum", limit) == pytest.approx(0.7)
-    assert loss(doubled, "sequence_sum", limit) == pytest.approx(1.4)
-    assert loss(tokens, "sequence_mean", 1) == pytest.approx(7 / 3)
-    assert loss(doubled, "sequence_mean", 1) == pytest.approx(7 / 3)
+    assert loss(tokens, "constant") == pytest.approx(0.7)
+    assert loss(doubled, "constant") == pytest.approx(1.4)
+    assert loss(tokens, "sequence_mean") == pytest.approx(7 / 3)
+    assert loss(doubled, "sequence_mean") == pytest.approx(7 / 3)

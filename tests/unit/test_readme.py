@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from actors.reward import load_function
+from cluster.cli import COMMANDS
 from configs.load import load_config
+from configs.methods import METHODS
 from rl.data.layouts import detect
 from rl.data.rows import Row
 
@@ -53,6 +55,13 @@ def test_files_and_links_named_exist():
 def test_the_commands_of_the_recipes_train_what_the_files_say():
     rows = re.findall(r"\| `(configs/\w+\.yaml)` \| `attune ([\w-]+)` \|", TEXT)
     assert len(rows) == len(list((ROOT / "configs").glob("*.yaml")))
-    commands = {"sft": "sft", "reward_model": "reward-model", "rloo": "run", "ppo": "run"}
     for file, command in rows:
-        assert commands[load_config(ROOT / file).algorithm.name] == command
+        assert COMMANDS.get(load_config(ROOT / file).algorithm.name, "run") == command
+
+
+def test_methods_named_are_rows_of_the_table():
+    start = TEXT.index("## Methods")
+    table = TEXT[start : TEXT.index("`attune methods NAME` shows a row", start)]
+    named = re.findall(r"`(\w+)`", table)
+    assert len(named) >= 30
+    assert [name for name in named if name not in METHODS] == []

@@ -10,6 +10,7 @@ from rl.rewards import (
     combine_rewards,
     last_valid_index,
     penalise_missing_eos,
+    penalise_overlong,
     read_scores,
     shaped_scores,
     token_rewards,
@@ -39,6 +40,14 @@ def test_an_unfinished_reply_pays_the_penalty_and_scores_are_clipped():
     assert scores.tolist() == [0.5, -0.5]
     assert clip_scores(t(-12.0, 3.0, 11.0), 10).tolist() == [-10, 3, 10]
     assert clip_scores(t(-12.0), None).tolist() == [-12]
+
+
+def test_the_soft_length_penalty_grows_over_the_last_tokens():
+    lengths = torch.tensor([1, 6, 7, 8, 10, 12])
+    scores = penalise_overlong(torch.full((6,), 2.0), lengths, 10, 4)
+    assert scores.tolist() == [2, 2, 1.75, 1.5, 1, 1]
+    dapo = penalise_overlong(torch.zeros(3), torch.tensor([16384, 18432, 20480]), 20480, 4096)
+    assert dapo.tolist() == [0, -0.5, -1]
 
 
 def test_running_moments_equal_those_of_all_scores_at_once():

@@ -1,0 +1,66 @@
+"""Inconsistent tuples are refused by name (T5.4), each with its remedy."""
+
+import pytest
+
+from configs.load import ConfigError, load_config
+
+MINIMAL = [
+    "model.path=m", "data.train=d.jsonl", "cluster.run_dir=r", "algorithm.num_steps=6",
+    "data.sampling.max_new_tokens=16", "data.prompts_per_step=8",
+]  # fmt: skip
+JUDGE = "feedback.rewards.g.kind=gold"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["algorithm.name=hinge", "data.pairing=single"], "compares pairs: use given, best_worst"),
+        (["algorithm.name=kto", "data.pairing=given"], "compares single replies: use single"),
+        (["algorithm.name=dpo", "algorithm.loss.alpha=0.1"], "loss.alpha has no meaning"),
+        (["algorithm.name=dpo", "algorithm.loss.name=kto"], "is not the loss of .*name=dpo"),
+        (["algorithm.name=simpo", "algorithm.kl.coef=0.1"], "kl.coef=0.1 has no place"),
+        (["algorithm.name=dpo", "algorithm.advantage=rloo"], "advantage=rloo has no place"),
+        (["algorithm.name=dpo", "model.reference_update=none"], "measures against a reference"),
+        (["algorithm.name=tr_dpo", "model.reference_interval=null"], "needs model.reference_int"),
+        (["algorithm.name=online_dpo", JUDGE, "data.samples_per_prompt=1"], "one reply to compare"),
+        (["algorithm.name=selm", JUDGE], "needs algorithm.iteration_steps"),
+        (
+            ["algorithm.name=selm", JUDGE, "algorithm.iteration_steps=4"],
+            "iteration_steps=4 does not divide",
+        ),
+        (
+            ["algorithm.name=selm", JUDGE, "algorithm.iteration_steps=3"],
+            "checkpoint.interval=20 would resume inside",
+        ),
+        (
+            ["algorithm.name=online_dpo", "feedback.rewards.label.kind=label"],
+            "kind=label knows stored replies alone",
+        ),
+        (["algorithm.name=kto", "data.prompts_per_step=3"], "leaves KTO no other prompts"),
+        (
+            ["algorithm.name=online_dpo", JUDGE, "data.sampling.greedy=true"],
+            "gives the same reply 2 times",
+        ),
+        (
+            ["algorithm.name=rloo", JUDGE, "data.samples_per_prompt=4", "data.source=stored"],
+            "data.source=stored has no meaning for algorithm.name=rloo",
+        ),
+        (["algorithm.name=ppo", JUDGE, "data.pairing=given"], "data.pairing=given has no meaning"),
+    ],
+)
+def test_an_inconsistent_tuple_is_refused_in_one_line(overrides, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_config(None, [*MINIMAL, *overrides])
+    assert "\n" not in str(caught.value)
+
+
+def test_any_field_of_a_row_can_be_overridden():
+    config = load_config(
+        None,
+        [
+            *MINIMAL, JUDGE, "algorithm.name=online_rpo", "algorithm.loss.distance=sq",
+            "data.pairing=all_pairs", "model.reference_update=reset", "algorithm.iteration_steps=2",
+        ],
+    )  # fmt: skip
+    assert config.algorithm.loss.distance == "sq"
+    assert config.data.pairing == "all_pairs"
