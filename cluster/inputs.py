@@ -22,7 +22,7 @@ from rl.data.encode import (
     split_validation,
 )
 from rl.folders import check_model_folder, context_length, load_tokenizer
-from rl.types import PreferencePair
+from rl.types import PreferencePair, ScoredReplies
 
 logger = logging.getLogger(__name__)
 
@@ -142,9 +142,17 @@ def read_rows(config: RunConfig, path: str, tokenizer: Any) -> list[Any]:
 
 
 def _check_arity(config: RunConfig, path: str, item: Any) -> None:
-    """A loss on pairs needs rows with two replies."""
-    if config.data.pairing == "single" or isinstance(item, PreferencePair):
+    """A loss on pairs or lists needs rows with two replies or more."""
+    pairing = config.data.pairing
+    if pairing == "single" or isinstance(item, PreferencePair):
         return
+    if isinstance(item, ScoredReplies):
+        if pairing != "given":
+            return
+        raise ConfigError(
+            f"{path} holds lists, of which data.pairing=given takes the first two alone: use "
+            "best_worst, all_pairs or best_vs_random"
+        )
     raise ConfigError(
         f"{path} holds one reply to a prompt, but algorithm.name={config.algorithm.name} compares "
         "two: give pairs (`chosen` and `rejected`), or use kto or ulma"

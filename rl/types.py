@@ -163,6 +163,17 @@ class PreferencePair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoredReplies:
+    """Several replies to one prompt, each with a score."""
+
+    prompt: Prompt
+    replies: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    """Of each reply behind the prompt, ended by EOS."""
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rating:
     """A point-wise judgement of one reply."""
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from rl.data.layouts import Example, detect, read_examples
 from rl.data.rows import read_rows
 from rl.data.template import conversation_text, prompt_tokens, reply_tokens
-from rl.types import Demonstration, PreferencePair, Prompt, Rating
+from rl.types import Demonstration, PreferencePair, Prompt, Rating, ScoredReplies
 
 if TYPE_CHECKING:  # transformers takes seconds to import and is used for its type alone
     from transformers import PreTrainedTokenizerBase
 
 Overlong = Literal["error", "drop"]
-Item = TypeVar("Item", Prompt, Demonstration, PreferencePair, Rating)
+Item = TypeVar("Item", Prompt, Demonstration, PreferencePair, Rating, ScoredReplies)
 
 _log = logging.getLogger(__name__)
 
@@ -136,6 +136,37 @@ def load_ratings(
     return _fitting(path, examples, encode, max_length, "model.max_length", overlong)
 
 
+def load_lists(
+    path: str | Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int,
+    overlong: Overlong,
+    system_prompt: str | None = None,
+) -> list[ScoredReplies]:
+    """Several scored replies to each prompt; `max_length` counts prompt and longest reply.
+
+    All rows hold as many replies as the first: a list-wise loss compares rows of one size.
+    """
+    examples = read_examples(path, ("lists",))
+    size = len(examples[0].replies)
+
+    def encode(example: Example) -> tuple[ScoredReplies, int]:
+        if len(example.replies) != size:
+            raise ValueError(
+                f"{example.where}: {len(example.replies)} replies, but the first row has {size}: "
+                "give every prompt as many"
+            )
+        prompt = _prompt(example, tokenizer, system_prompt)
+        replies = tuple(_reply(example, reply, tokenizer) for reply in example.replies)
+        start = len(prompt.tokens)
+        tokens = tuple(_prompt_and_reply(prompt, reply, tokenizer)[start:] for reply in replies)
+        item = ScoredReplies(prompt=prompt, replies=replies, tokens=tokens, scores=example.scores)
+        return item, start + max(map(len, tokens))
+
+    return _fitting(path, examples, encode, max_length, "model.max_length", overlong)
+
+
 def load_replies(
     path: str | Path,
     tokenizer: "PreTrainedTokenizerBase",
@@ -143,12 +174,13 @@ def load_replies(
     max_length: int,
     overlong: Overlong,
     system_prompt: str | None = None,
-) -> list[PreferencePair] | list[Rating] | list[Demonstration]:
-    """Rows with replies of whatever kind the file holds: pairs, ratings or demonstrations."""
+) -> list[PreferencePair] | list[Rating] | list[Demonstration] | list[ScoredReplies]:
+    """Rows with replies, of whatever kind the file holds."""
     loaders = {
         "pairs": load_pairs,
         "ratings": load_ratings,
         "demonstrations": load_demonstrations,
+        "lists": load_lists,
     }
     kind = detect(read_rows(path)[0]).kind
     if kind not in loaders:

@@ -1,4 +1,4 @@
-"""What the columns of a row mean: prompts, demonstrations, preference pairs or ratings.
+"""What the columns of a row mean: prompts, demonstrations, pairs, ratings or lists.
 
 | layout | columns |
 |---|---|
@@ -6,8 +6,9 @@
 | demonstrations | a prompt and a completion, or `messages` that end with the assistant's turn |
 | pairs | `chosen` and `rejected`, beside a prompt or as two dialogues with a common beginning |
 | ratings | a demonstration beside a score |
+| lists | a prompt, `replies` and as many `scores` |
 
-Columns have the usual names (`PROMPT`, `COMPLETION`, `SCORE`); a prompt is a string or a list of
+Columns have the usual names (`PROMPT`, `COMPLETION`, `SCORE`, `REPLIES`); a prompt is a string or
 messages. A string that begins with "\\n\\nHuman:" is read as a dialogue in the layout of Bai et al.
 (arXiv 2204.05862).
 """
@@ -22,11 +23,13 @@ from typing import Any, Literal
 from rl.data.rows import Row, read_rows
 
 Message = dict[str, str]
-Kind = Literal["prompts", "demonstrations", "pairs", "ratings"]
+Kind = Literal["prompts", "demonstrations", "pairs", "ratings", "lists"]
 
 PROMPT = ("prompt", "instruction", "question", "query")
 COMPLETION = ("completion", "response", "output", "answer")
 SCORE = ("score", "rating", "reward", "label")
+REPLIES = ("replies", "responses", "completions")
+SCORES = "scores"
 ROLES = ("system", "user", "assistant")
 
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -45,6 +48,7 @@ class Layout:
     messages: str = ""
     completion: str = ""
     score: str = ""
+    replies: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,8 @@ class Example:
     chosen: str | None = None
     rejected: str | None = None
     score: float | None = None
+    replies: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
     extra: Mapping[str, Any]
     """All columns but the one that the conversation was taken from."""
 
@@ -86,6 +92,7 @@ _NEEDED: dict[Kind, str] = {
     "demonstrations": "`prompt` and `completion`, or `messages`, without a score",
     "pairs": "`chosen` and `rejected`, with or without `prompt`",
     "ratings": "`prompt`, `completion` and `score`",
+    "lists": "`prompt`, `replies` and `scores`",
 }
 
 
@@ -95,6 +102,9 @@ def detect(row: Row) -> Layout:
     messages = _first(row, ("messages",))
     if "chosen" in row and "rejected" in row:
         return Layout(kind="pairs", prompt=prompt)
+    replies = _first(row, REPLIES)
+    if prompt and replies and SCORES in row:
+        return Layout(kind="lists", prompt=prompt, replies=replies)
     if prompt and completion:
         kind: Kind = "ratings" if score else "demonstrations"
         return Layout(kind=kind, prompt=prompt, completion=completion, score=score)
@@ -126,6 +136,8 @@ def normalise(row: Row, number: int, layout: Layout) -> Example:
         if layout.completion:
             parts["completion"] = _reply(row, layout.completion, messages)
         taken = {layout.prompt}
+    if layout.replies:
+        parts["replies"], parts["scores"] = _list(row, layout.replies)
     if layout.score:
         parts["score"] = _score(row, layout.score)
     _check_prompt(messages, row.where)
@@ -173,6 +185,19 @@ def _score(row: Row, field: str) -> float:
     if not isinstance(value, bool | int | float) or not math.isfinite(value):
         raise ValueError(f"{row.where}: `{field}` must be a finite number or a truth value")
     return float(value)
+
+
+def _list(row: Row, field: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Two replies or more, and a score for each."""
+    replies, scores = row.get(field), row.get(SCORES)
+    if not isinstance(replies, list) or not all(isinstance(reply, str) for reply in replies):
+        raise ValueError(f"{row.where}: `{field}` must be a list of texts")
+    if not isinstance(scores, list) or len(scores) != len(replies) or len(replies) < 2:
+        raise ValueError(
+            f"{row.where}: `{SCORES}` must be a list as long as `{field}`, of two or more"
+        )
+    checked = (_score(Row({SCORES: score}, row.where), SCORES) for score in scores)
+    return tuple(replies), tuple(checked)
 
 
 def _pair(row: Row, prompt: str) -> tuple[list[Message], str, str]:

@@ -5,9 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from rl.types import Demonstration, PreferencePair, Prompt, Rating, Rollout, VersionSpan
+from rl.types import (
+    Demonstration,
+    PreferencePair,
+    Prompt,
+    Rating,
+    Rollout,
+    ScoredReplies,
+    VersionSpan,
+)
 
-StoredItem = Demonstration | PreferencePair | Rating
+StoredItem = Demonstration | PreferencePair | Rating | ScoredReplies
 Item = Prompt | StoredItem
 """A row of the training data: a prompt alone, or with replies to it."""
 
@@ -25,9 +33,9 @@ def stored_rollouts(
 ) -> list[Rollout]:
     """A row's replies, the chosen one of a pair first, as if written at `version`.
 
-    Labels are 1 and 0 for a pair, the score of a rating and 1 for a demonstration. Chosen replies
-    and demonstrations are marked as such, and ratings of at least `demo_score` or whose column
-    `is_demo` says so.
+    Labels are 1 and 0 for a pair, the scores of ratings and lists, and 1 for a demonstration.
+    Chosen replies and demonstrations are marked as such, and what is rated at least `demo_score`
+    or whose column `is_demo` says so.
     """
     return [
         Rollout(
@@ -61,6 +69,12 @@ def _replies(item: StoredItem, demo_score: float | None) -> list[_Reply]:
             is_demo = bool(item.prompt.extra.get("is_demo", False))
             is_demo = is_demo or (demo_score is not None and item.score >= demo_score)
             return [(item.reply, item.tokens[start:], item.score, is_demo)]
+        case ScoredReplies():
+            rows = zip(item.replies, item.tokens, item.scores, strict=True)
+            return [
+                (text, tokens, score, demo_score is not None and score >= demo_score)
+                for text, tokens, score in rows
+            ]
         case Demonstration():
             return [(item.text, item.tokens, 1.0, True)]
 

@@ -9,9 +9,11 @@ from rl.data.encode import (
     Overlong,
     encode_for_reward,
     load_demonstrations,
+    load_lists,
     load_pairs,
     load_prompts,
     load_ratings,
+    load_replies,
     split_validation,
 )
 from rl.types import Prompt
@@ -297,3 +299,44 @@ def test_a_reply_cannot_end_itself_early_in_the_eyes_of_the_reward_model(reader)
 def test_prompts_and_replies_must_be_as_many(reader):
     with pytest.raises(ValueError, match="shorter"):
         encode_for_reward([Prompt(row=0, text="hi", tokens=(1,), extra={})], [], reader)
+
+
+LIST = {"prompt": "hi", "replies": ["good", "bad there"], "scores": [0.9, 0.1]}
+
+
+def test_a_list_keeps_every_reply_with_its_score_behind_one_prompt(chat, write):
+    (item,) = load_lists(write(LIST), chat, **ROOM)
+    assert item.tokens == ((GOOD, EOS), (BAD, THERE, EOS))
+    assert item.scores == (0.9, 0.1)
+    assert item.prompt.tokens[-1] == ASSISTANT
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (LIST | {"scores": [1.0]}, "line 2: `scores` must be a list as long as `replies`"),
+        (LIST | {"replies": ["good"], "scores": [1.0]}, "line 2: .* of two or more"),
+        (LIST | {"scores": [1.0, "much"]}, "line 2: `scores` must be a finite number"),
+        (LIST | {"replies": ["good", 3]}, "line 2: `replies` must be a list of texts"),
+        (
+            LIST | {"replies": ["good"] * 3, "scores": [1.0] * 3},
+            "line 2: 3 replies, but the first row has 2",
+        ),
+        (LIST | {"replies": ["good", " "]}, "line 2: the reply is empty"),
+    ],
+)
+def test_a_wrong_list_is_named_by_its_row(chat, write, row, words):
+    with pytest.raises(ValueError, match=words):
+        load_lists(write(LIST, row), chat, **ROOM)
+
+
+def test_replies_are_read_from_files_of_every_kind_but_prompts(chat, write):
+    for row, kind in (
+        (PAIR, "PreferencePair"),
+        (LIST, "ScoredReplies"),
+        (DEMONSTRATION, "Demonst"),
+    ):
+        (item,) = load_replies(write(row), chat, **ROOM)
+        assert type(item).__name__.startswith(kind)
+    with pytest.raises(ValueError, match="holds prompts, but replies are needed"):
+        load_replies(write({"prompt": "hi"}), chat, **ROOM)

@@ -3,7 +3,7 @@
 import pytest
 
 from rl.data.stored import mismatched, prompt_of, stored_rollouts
-from rl.types import Demonstration, PreferencePair, Prompt, Rating
+from rl.types import Demonstration, PreferencePair, Prompt, Rating, ScoredReplies
 
 
 def prompt(row: int = 0, **extra: object) -> Prompt:
@@ -44,6 +44,17 @@ def test_a_demonstration_is_liked_and_imitated():
     item = Demonstration(prompt=prompt(), text="do", tokens=(40, 1))
     (reply,) = stored_rollouts(0, item, 0)
     assert (reply.label, reply.is_demo, reply.tokens.tolist()) == (1.0, True, [40, 1])
+
+
+def test_a_list_gives_every_reply_its_score():
+    item = ScoredReplies(
+        prompt=prompt(), replies=("a", "b", "c"), tokens=((20, 1), (21, 1), (22, 23, 1)),
+        scores=(0.1, 0.9, 0.5),
+    )  # fmt: skip
+    replies = stored_rollouts(3, item, 0, demo_score=0.9)
+    assert [reply.label for reply in replies] == [0.1, 0.9, 0.5]
+    assert [reply.is_demo for reply in replies] == [False, True, False]
+    assert replies[2].tokens.tolist() == [22, 23, 1]
 
 
 def test_the_prompt_of_a_row_with_or_without_replies():
