@@ -25,7 +25,7 @@ from actors.rollout import SampleRequest
 from cluster.evaluation import JudgedReply, answer_and_judge, judges_alone
 from cluster.fleet import EngineHandle, Fleet
 from cluster.ledger import Ledger, LedgerRow
-from cluster.references import has_reference, latest_reference
+from cluster.references import discard_references, has_reference, latest_reference
 from cluster.runtime import log_to_file
 from cluster.scoring import (
     ScoringGroup,
@@ -116,6 +116,8 @@ class Collector:
             for task in self._batches.values():
                 task.cancel()
             self._batches.clear()
+        if discard_references(self.config, version):
+            await self.move_reference(latest_reference(self.config))
         discarded = self.ledger.rewind(version)
         if discarded:
             logger.warning("going back to step %d: %d steps are run again", version, discarded)

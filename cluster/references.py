@@ -5,6 +5,7 @@ at. So a run that is resumed, or a scoring process that died, finds the referenc
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -29,6 +30,15 @@ def latest_reference(config: RunConfig, step: int | None = None) -> str:
     folders = sorted((Path(config.cluster.run_dir) / "references").glob("step=" + "[0-9]" * 6))
     made = [f for f in folders if step is None or int(f.name.removeprefix("step=")) <= step]
     return str(made[-1]) if made else config.model.reference or config.model.path
+
+
+def discard_references(config: RunConfig, step: int) -> bool:
+    """Remove references made after a step, to which a run has gone back; whether there were any."""
+    folders = (Path(config.cluster.run_dir) / "references").glob("step=*")
+    later = [f for f in folders if int(f.name.removeprefix("step=").partition(".")[0]) > step]
+    for folder in later:
+        shutil.rmtree(folder)
+    return bool(later)
 
 
 def reference_moves(config: RunConfig, step: int) -> bool:

@@ -138,6 +138,17 @@ def iterations_fit(config: RunConfig) -> str | None:
     return None
 
 
+def moved_references_are_fresh(config: RunConfig) -> str | None:
+    """Samples taken ahead would be measured against the reference before."""
+    staleness, update = config.algorithm.max_staleness, config.model.reference_update
+    if staleness == 0 or update in ("frozen", "none"):
+        return None
+    return (
+        f"algorithm.max_staleness={staleness} takes samples ahead, measured against a reference "
+        f"that model.reference_update={update} has left by then: set max_staleness=0"
+    )
+
+
 def slices_have_iterations(config: RunConfig) -> str | None:
     """Slices belong to iterations."""
     is_said = config.model.reference_update == "reset"  # asks for the same, in `reference_fits`
@@ -176,6 +187,7 @@ PREFERENCE = (
     no_policy_gradient,
     reference_fits,
     iterations_fit,
+    moved_references_are_fresh,
     slices_have_iterations,
     kto_has_others,
     greedy_is_one,

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster.collector import row_of
 from cluster.references import (
+    discard_references,
     latest_reference,
     mix_folders,
     reference_folder,
@@ -79,6 +80,17 @@ def test_a_resumed_run_finds_the_reference_it_had(tmp_path):
     assert latest_reference(settings) == str(reference_folder(settings, 8))
     assert latest_reference(settings, 7) == str(reference_folder(settings, 4))
     assert latest_reference(settings, 3) == "m"
+
+
+def test_a_run_that_goes_back_forgets_the_references_made_since(tmp_path):
+    settings = config(tmp_path, *SELM)
+    for step in (4, 8):
+        reference_folder(settings, step).mkdir(parents=True)
+    reference_folder(settings, 8).with_name("step=000012.partial").mkdir()
+    assert discard_references(settings, 4)
+    assert latest_reference(settings) == str(reference_folder(settings, 4))
+    assert [f.name for f in (tmp_path / "references").iterdir()] == ["step=000004"]
+    assert not discard_references(settings, 4)
 
 
 @pytest.mark.parametrize("share", [0.6, 1.0])

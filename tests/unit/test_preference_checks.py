@@ -36,6 +36,14 @@ JUDGE = "feedback.rewards.g.kind=gold"
             ["algorithm.name=online_dpo", "feedback.rewards.label.kind=label"],
             "kind=label knows stored replies alone",
         ),
+        (
+            [
+                "algorithm.name=rebel",
+                JUDGE,
+                "algorithm.max_staleness=1",
+            ],
+            "measured against a reference",
+        ),
         (["algorithm.name=kto", "data.prompts_per_step=3"], "leaves KTO no other prompts"),
         (
             ["algorithm.name=online_dpo", JUDGE, "data.sampling.greedy=true"],
