@@ -19,6 +19,7 @@ from configs.methods import ARITY
 from rl.experience import PolicyBatch, build_batch
 from rl.logprobs import NextTokenLayout
 from rl.losses.pointwise import class_weights
+from rl.losses.references import mixed_reference
 from rl.losses.replies import Replies
 from rl.masking import masked_sum
 from rl.methods import PreferenceLoss, preference_loss
@@ -100,6 +101,12 @@ class PreferenceUpdate:
         self.is_demo = torch.tensor([r.is_demo for e in experiences for r in e.rollouts])
         self.lengths = batch.response_mask.sum(-1).float()
         self.reference = masked_sum(batch.ref_logprobs, batch.response_mask, dim=-1)
+        self.extra_references = torch.tensor(
+            [
+                [value for e in experiences for value in e.extra_references[index]]
+                for index in range(len(experiences[0].extra_references))
+            ]
+        )  # (M, B), or empty
         self.units = self._make_units(experiences)
         self.extras: dict[str, Any] = self.settings.loss.parameters()
         if "baseline" in self.loss.needs:
@@ -225,7 +232,7 @@ class PreferenceUpdate:
         shape = (len(units), size)
         replies = Replies(
             logprobs=masked_sum(logprobs, mask, dim=-1).view(shape),
-            ref_logprobs=self.reference[rows].view(shape).to(flat.device),
+            ref_logprobs=self._reference_of(rows, shape).to(flat.device),
             lengths=self.lengths[rows].view(shape).to(flat.device),
             scores=self.scores[rows].view(shape).to(flat.device),
             is_demo=self.is_demo[rows].view(shape).to(flat.device),
@@ -239,6 +246,19 @@ class PreferenceUpdate:
         self._record(replies, values.detach(), explored, is_own)
         self.logprobs[rows, : layout.shape[1]] = logprobs.detach().cpu()
         return loss
+
+    def _reference_of(self, rows: list[int], shape: tuple[int, int]) -> torch.Tensor:
+        """(U, K) log-probs under the reference, or under the virtual one that several make."""
+        base = self.reference[rows].view(shape)
+        if not len(self.extra_references):
+            return base
+        model = self.learner.config.model
+        return mixed_reference(
+            self.extra_references[:, rows].view(-1, *shape),
+            base,
+            is_by_confidence=model.reference_weights == "confidence",
+            clip=model.reference_clip,
+        )
 
     def _weights(self, units: Sequence[int]) -> torch.Tensor:
         """(U,) what each unit's loss counts in the step: a mean over all, or over two classes."""

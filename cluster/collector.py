@@ -59,13 +59,15 @@ class Judges:
 
     rewards: dict[str, ScoringGroup]
     reference: ScoringGroup | None
+    extra_references: tuple[ScoringGroup, ...] = ()
 
 
 def start_judges(config: RunConfig) -> Judges:
     """The groups of a run; they load when they are first asked."""
     has_one = has_reference(config)
     reference = reference_group(config, latest_reference(config)) if has_one else None
-    return Judges(rewards=reward_groups(config), reference=reference)
+    extra = tuple(reference_group(config, path) for path in config.model.extra_references)
+    return Judges(rewards=reward_groups(config), reference=reference, extra_references=extra)
 
 
 class Collector:
@@ -90,6 +92,7 @@ class Collector:
         self.reference_fleet = Fleet([reference_engine] if reference_engine else [], deadline_s)
         judges = judges or start_judges(config)
         self.rewards, self.reference = judges.rewards, judges.reference
+        self.extra_references = judges.extra_references
         self.version = -1
         self._advanced = asyncio.Condition()
         self._batches: dict[int, asyncio.Task[StepBatch]] = {}
@@ -100,7 +103,8 @@ class Collector:
         await asyncio.gather(*(group.ready() for group in self._groups()))
 
     def _groups(self) -> list[ScoringGroup]:
-        return [*self.rewards.values(), *([self.reference] if self.reference else [])]
+        references = [self.reference] if self.reference else []
+        return [*self.rewards.values(), *references, *self.extra_references]
 
     async def move_reference(self, path: str) -> None:
         """Let the reference answer from another folder from the next group on."""
@@ -203,8 +207,12 @@ class Collector:
             *(group.score(flat) for group in self.rewards.values()),
             self._reference_logprobs([*flat, *others]),
         )
+        extra = [
+            [float(row.sum()) for part in await group.score(flat) for row in part]
+            for group in self.extra_references
+        ]
         merged = {name: s for part in scores for name, s in merge_scores(part).items()}
-        experiences = list(build_experiences(groups, merged, logprobs[: len(flat)]))
+        experiences = list(build_experiences(groups, merged, logprobs[: len(flat)], extra))
         if others:
             unscored = build_experiences([[r] for r in others], {}, logprobs[len(flat) :])
             pairs = zip(experiences, unscored, strict=True)
@@ -318,6 +326,7 @@ def build_experiences(
     groups: Sequence[Sequence[Rollout]],
     scores: dict[str, tuple[float, ...]],
     ref_logprobs: Sequence[np.ndarray],
+    extra_references: Sequence[Sequence[float]] = (),
 ) -> Iterator[Experience]:
     """Cut flat scores and log-probs back into groups."""
     start = 0
@@ -328,6 +337,7 @@ def build_experiences(
             rewards={name: values[rows] for name, values in scores.items()},
             ref_logprobs=tuple(ref_logprobs[rows]),
             attempts=1,
+            extra_references=tuple(tuple(sums[rows]) for sums in extra_references),
         )
         start += len(group)
 

@@ -64,6 +64,7 @@ def check_models(config: RunConfig) -> None:
         )
     for field, path in (
         ("model.reference", config.model.reference),
+        *(("model.extra_references", path) for path in config.model.extra_references),
         ("model.critic", config.model.critic),
     ):
         if path:

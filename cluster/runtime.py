@@ -89,7 +89,9 @@ def cpus_wanted(config: RunConfig) -> float:
         learner
         + engines * cluster.rollout.cpus_per_engine
         + judges * cluster.reward.cpus_per_worker
-        + cluster.reference.num_workers * cluster.reference.cpus_per_worker
+        + cluster.reference.num_workers
+        * (1 + len(config.model.extra_references))
+        * cluster.reference.cpus_per_worker
     )
 
 

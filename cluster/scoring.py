@@ -216,9 +216,9 @@ def judge_spec(config: RunConfig, name: str, path: str) -> EngineSpec:
 
 
 def reference_group(config: RunConfig, path: str) -> ScoringGroup:
-    """The reference policy, from a model folder."""
+    """A reference policy, from a model folder."""
     return ScoringGroup(
-        "the reference policy",
+        f"the reference policy {path}",
         partial(spawn_reference, config, path),
         deadline_s=config.feedback.deadline_s,
         attempts=config.feedback.attempts,

@@ -356,6 +356,13 @@ METHODS: dict[str, Method] = {
         reference_interval=512,
         reference_decay=0.6,
     ),
+    "mrpo": _stored(
+        "DPO against a mixture of two references",
+        "Le et al., arXiv 2405.16388",
+        _HARD,
+        reference_weights="confidence",
+        reference_clip=0.1,
+    ),
     # ---- stored single replies ----
     "kto": _stored(
         "liked and disliked replies, no pairs",

@@ -23,6 +23,7 @@ def absolute_paths(config: RunConfig) -> RunConfig:
         update={
             "model": config.model.model_copy(
                 update=_absolute(config.model, "path", "reference", "critic")
+                | {"extra_references": tuple(map(os.path.abspath, config.model.extra_references))}
             ),
             "data": config.data.model_copy(update=_absolute(config.data, "train", "validation")),
             "feedback": config.feedback.model_copy(update={"rewards": rewards}),

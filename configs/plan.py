@@ -164,7 +164,7 @@ def _roles(config: RunConfig, shape: ModelShape | None) -> tuple[Role, ...]:
     )
     reference = Role(
         name="reference",
-        count=cluster.reference.num_workers,
+        count=cluster.reference.num_workers * (1 + len(config.model.extra_references)),
         cpus=cluster.reference.cpus_per_worker,
         gpus=cluster.reference.gpus_per_worker,
         parts=scoring_parts(config, shape, "reference", 1),

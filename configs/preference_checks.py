@@ -138,6 +138,29 @@ def iterations_fit(config: RunConfig) -> str | None:
     return None
 
 
+def several_references_fit(config: RunConfig) -> str | None:
+    """What is mixed, and by which weights."""
+    model, pairing = config.model, config.data.pairing
+    extra = len(model.extra_references)
+    if extra and model.reference_update == "none":
+        return (
+            "model.extra_references are mixed with a reference, and model.reference_update=none: "
+            "use frozen"
+        )
+    if extra != 1 and model.reference_weights == "confidence":
+        return (
+            f"model.reference_weights=confidence weighs one extra reference, and model."
+            f"extra_references has {extra}: give one folder, or use uniform"
+        )
+    pairwise = model.reference_weights == "confidence" or model.reference_clip is not None
+    if pairwise and ARITY.get(pairing) != "pair":
+        return (
+            "model.reference_weights=confidence and model.reference_clip look at pairs, and "
+            f"data.pairing={pairing} makes none: use uniform and null"
+        )
+    return None
+
+
 def moved_references_are_fresh(config: RunConfig) -> str | None:
     """Samples taken ahead would be measured against the reference before."""
     staleness, update = config.algorithm.max_staleness, config.model.reference_update
@@ -188,6 +211,7 @@ PREFERENCE = (
     reference_fits,
     iterations_fit,
     moved_references_are_fresh,
+    several_references_fit,
     slices_have_iterations,
     kto_has_others,
     greedy_is_one,

@@ -54,6 +54,13 @@ class ModelConfig(Section):
     reference_update: Literal["frozen", "reset", "ema", "none"] = "frozen"
     """frozen; reset: made of the policy anew after every `algorithm.iteration_steps`; ema: moved
     towards the policy every `reference_interval`; none: nothing reads a reference."""
+    extra_references: tuple[str, ...] = ()
+    """Folders of more references beside the first, under the policy's tokenizer; the loss sees one
+    virtual reference, the weighted harmonic mean of all (MRPO)."""
+    reference_weights: Literal["uniform", "confidence"] = "uniform"
+    """Of several references: alike; or, of one extra, by how clearly each tells a pair apart."""
+    reference_clip: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """How far an extra reference's log-probs of a pair may be from the first one's, as a share."""
     reference_interval: Positive | None = None
     """Learner steps between two moves of an `ema` reference."""
     reference_decay: Annotated[float, Field(gt=0, le=1)] = 0.6

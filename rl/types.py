@@ -116,6 +116,8 @@ class Experience:
     """Per rollout (n,) float32, at the sampling temperature."""
     attempts: int
     """Tries it took to sample and score this group."""
+    extra_references: tuple[tuple[float, ...], ...] = ()
+    """(M, G): log-probability of each whole reply under each of M more references (MRPO)."""
     mismatched: "Experience | None" = None
     """Replies to other prompts put behind this one, without scores: what KTO measures how far the
     policy has moved in general on."""

@@ -2,7 +2,8 @@
 
 All log-probs are of whole replies under one tokenizer and negative. The *base* reference is the
 policy's own start, the *extra* one another model. `virtual_reference` over
-[clip_to_base(extra, base), base] with [a, 1 - a], a = confidence_weights(extra, base), is MRPO.
+[clip_to_base(extra, base), base] with [a, 1 - a], a = confidence_weights(extra, base), is MRPO; so
+does `mixed_reference`.
 """
 
 import torch
@@ -42,3 +43,20 @@ def confidence_weights(extra: Tensor, base: Tensor) -> Tensor:
     extra_gap, base_gap = (x[:, :1].sub(x[:, 1:2]).abs() for x in (extra, base))
     total = extra_gap + base_gap
     return torch.where(total > 0, extra_gap / total.clamp(min=1e-6), 0.5)
+
+
+@torch.no_grad()
+def mixed_reference(
+    extra: Tensor, base: Tensor, *, is_by_confidence: bool, clip: float | None
+) -> Tensor:
+    """(P, K): one reference of `extra` (M, P, K) and `base` (P, K), weights alike or, for M = 1,
+    by confidence; `clip` is `clip_to_base`'s epsilon. Both of these look at pairs, K = 2.
+    """
+    if clip is not None:
+        extra = torch.stack([clip_to_base(one, base, epsilon=clip) for one in extra])
+    references = torch.stack([*extra, base])
+    weights = torch.full((len(references),), 1 / len(references))
+    if is_by_confidence:
+        share = confidence_weights(extra[0], base)
+        weights = torch.stack([share, 1 - share])
+    return virtual_reference(references, weights)

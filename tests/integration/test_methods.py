@@ -24,6 +24,7 @@ from configs.methods import METHODS
 from configs.schema import RunConfig
 from rl.folders import load_tokenizer
 from rl.types import Experience
+from rl.world.model import write_model
 from tests.integration.method_steps import start_method_learner
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -73,6 +74,8 @@ def settings_of(name: str, paths: dict[str, Path], model: Path, folder: Path) ->
         overrides += ["model.reference_interval=1"]
     if name == "dapo":  # untrained policies hardly ever end a reply
         overrides += ["algorithm.mask_truncated=false"]
+    if name == "mrpo":
+        overrides += [f"model.extra_references=[{folder.parent}/other]"]
     if name == "ulma":
         overrides += ["data.demo_score=0.6"]
     if "alpha" in method.algorithm.get("loss", {}):
@@ -86,6 +89,7 @@ class House:
     def __init__(self, model: Path, folder: Path) -> None:
         self.model, self.folder = model, folder
         self.paths = write_rows(folder / "world")
+        write_model(folder / "other", seed=7)
         self.runner = asyncio.Runner()
         config = self.config("rloo", folder / "first")
         self.engines = start_engines(config)
@@ -132,13 +136,14 @@ async def steps(house: House, config: RunConfig) -> tuple[list[dict], list[Exper
     moves = config.model.reference_update in ("reset", "ema")
     if moves:  # it will be another one: leave the shared reference where it is
         reference = reference_group(config, config.model.path)
+    extra = tuple(reference_group(config, path) for path in config.model.extra_references)
     tokenizer = load_tokenizer(config.model.path)
     collector = Collector(
         config,
         house.engines,
         read_rows(config, config.data.train, tokenizer),
         house.engine_of_reference(config),
-        judges=Judges(rewards=rewards, reference=reference),
+        judges=Judges(rewards=rewards, reference=reference, extra_references=extra),
     )
     found = []
     try:
@@ -159,7 +164,8 @@ async def steps(house: House, config: RunConfig) -> tuple[list[dict], list[Exper
             found.append(metrics)
         return found, experiences
     finally:
-        for group in [*rewards.values(), *([reference] if moves and reference else [])]:
+        own = [reference] if moves and reference else []
+        for group in [*rewards.values(), *own, *extra]:
             for worker in group.workers:
                 ray.kill(worker)
 

@@ -44,6 +44,21 @@ JUDGE = "feedback.rewards.g.kind=gold"
             ],
             "measured against a reference",
         ),
+        (["algorithm.name=mrpo"], "extra_references has 0: give one folder, or use uniform"),
+        (
+            ["algorithm.name=kto", "model.extra_references=[a]", "model.reference_clip=0.1"],
+            "data.pairing=single makes none",
+        ),
+        (["algorithm.name=simpo", "model.extra_references=[a]"], "mixed with a reference"),
+        (
+            [
+                "algorithm.name=rloo",
+                JUDGE,
+                "data.samples_per_prompt=4",
+                "model.extra_references=[a]",
+            ],
+            "extra_references has no meaning for algorithm.name=rloo",
+        ),
         (["algorithm.name=kto", "data.prompts_per_step=3"], "leaves KTO no other prompts"),
         (
             ["algorithm.name=online_dpo", JUDGE, "data.sampling.greedy=true"],

@@ -23,7 +23,12 @@ from rl.losses.preference import (
     sppo,
     xpo,
 )
-from rl.losses.references import clip_to_base, confidence_weights, virtual_reference
+from rl.losses.references import (
+    clip_to_base,
+    confidence_weights,
+    mixed_reference,
+    virtual_reference,
+)
 from rl.losses.replies import Replies
 from rl.losses.rpo import rpo
 from tests.unit.made_up_replies import (
@@ -376,3 +381,29 @@ def test_arwc_trusts_the_reference_that_tells_the_replies_apart():
     extra, base = two_references()  # gaps of 1 and 4
     assert confidence_weights(extra, base).tolist() == [[pytest.approx(0.2)]]
     assert confidence_weights(base[:, :1].expand(1, 2), base[:, :1].expand(1, 2)).item() == 0.5
+
+
+def test_references_that_agree_mix_to_themselves():
+    base = torch.tensor([[-13.0, -14.0], [-5.0, -9.0]])
+    for is_by_confidence in (False, True):
+        mixed = mixed_reference(base[None], base, is_by_confidence=is_by_confidence, clip=0.1)
+        torch.testing.assert_close(mixed, base)
+
+
+def test_mrpo_mixes_the_clipped_extra_reference_by_confidence():
+    base, extra = torch.tensor([[-13.0, -14.0]]), torch.tensor([[-12.0, -20.0]])
+    mixed = mixed_reference(extra[None], base, is_by_confidence=True, clip=0.1)
+    clipped = clip_to_base(extra, base, epsilon=0.1)
+    share = confidence_weights(clipped, base)
+    by_hand = -torch.log(share / clipped.exp() + (1 - share) / base.exp())
+    torch.testing.assert_close(mixed, by_hand)
+    assert not torch.allclose(clipped, extra)
+    assert (mixed - base).abs().max() > 0.01
+
+
+def test_several_references_weigh_alike():
+    base = torch.tensor([[-2.0, -3.0, -4.0]])
+    extra = torch.stack([base - 1, base - 2])
+    mixed = mixed_reference(extra, base, is_by_confidence=False, clip=None)
+    by_hand = -torch.log((1 / base.exp() + 1 / extra[0].exp() + 1 / extra[1].exp()) / 3)
+    torch.testing.assert_close(mixed, by_hand)
