@@ -17,6 +17,7 @@ from actors.learner import Learner
 from actors.scores import combined_scores
 from configs.methods import ARITY
 from rl.experience import PolicyBatch, build_batch
+from rl.feedback.curation import curate
 from rl.logprobs import NextTokenLayout
 from rl.losses.pointwise import class_weights
 from rl.losses.references import mixed_reference
@@ -107,6 +108,8 @@ class PreferenceUpdate:
                 for index in range(len(experiences[0].extra_references))
             ]
         )  # (M, B), or empty
+        self.num_pairs = 0
+        """Before curation."""
         self.units = self._make_units(experiences)
         self.extras: dict[str, Any] = self.settings.loss.parameters()
         if "baseline" in self.loss.needs:
@@ -139,11 +142,24 @@ class PreferenceUpdate:
                 return [group] if is_list(scores, texts) else []
             case pairing:
                 assert pairing != "none", "configs.preference_checks refuses it"
-                found = [[group[a], group[b]] for a, b in pairs(scores, texts, pairing, rng)]
+                found = self._curated(
+                    [[group[a], group[b]] for a, b in pairs(scores, texts, pairing, rng)]
+                )
                 if "explored" not in self.loss.needs:
                     return found
                 # A reply that is in neither place of the pair is still explored (SELM, step 4).
                 return [[*pair, *(row for row in group if row not in pair)] for pair in found]
+
+    def _curated(self, found: list[list[int]]) -> list[list[int]]:
+        """The pairs (chosen row, rejected row) that the curating reward agrees with."""
+        feedback = self.learner.config.feedback
+        self.num_pairs += len(found)
+        if feedback.curate_by is None or not found:
+            return found
+        proxy = self.batch.rewards[feedback.curate_by]
+        chosen, rejected = proxy[found].unbind(-1)
+        kept = curate(chosen, rejected, feedback.curate_margin).is_kept.tolist()
+        return [pair for pair, is_kept in zip(found, kept, strict=True) if is_kept]
 
     def _filler(self) -> list[int]:
         group = self.batch.group_rows[0]
@@ -322,6 +338,10 @@ class PreferenceUpdate:
                 "preference/margin": total["margin"] / units,
                 "preference/accuracy": total["correct"] / units,
             }
+        if self.learner.config.feedback.curate_by is not None:
+            made = float(self.learner.reduce(torch.tensor(self.num_pairs)))
+            kept = float(self.learner.reduce(torch.tensor(self.units.count)))
+            metrics["feedback/kept_fraction"] = kept / max(made, 1.0)
         if own := total["own_replies"]:  # of stored replies neither would speak of the policy
             metrics |= {
                 "kl/ref_k1": total["own_log_ratio"] / own,

@@ -128,6 +128,7 @@ def _data_is_sampled(config: RunConfig) -> str | None:
         "data.sampling.greedy=true": data.sampling.greedy,
         "data.sliced=true": data.sliced,
         "algorithm.iteration_steps": config.algorithm.iteration_steps is not None,
+        "feedback.curate_by": config.feedback.curate_by is not None,
         "model.extra_references": bool(config.model.extra_references),
     }
     given = [setting for setting, is_given in wrong.items() if is_given]

@@ -161,6 +161,24 @@ def several_references_fit(config: RunConfig) -> str | None:
     return None
 
 
+def curator_is_a_reward(config: RunConfig) -> str | None:
+    """Pairs are curated by a named reward that judges both replies."""
+    name, rewards = config.feedback.curate_by, config.feedback.rewards
+    if name is None:
+        return None
+    if name not in rewards or rewards[name].kind == "label":
+        return (
+            f"feedback.curate_by={name} is no reward that judges replies: name one, such as "
+            f"feedback.rewards.{name}.kind=model with weight 0"
+        )
+    if ARITY.get(config.data.pairing) != "pair":
+        return (
+            f"feedback.curate_by={name} chooses among pairs, and data.pairing="
+            f"{config.data.pairing} makes none: leave it out"
+        )
+    return None
+
+
 def moved_references_are_fresh(config: RunConfig) -> str | None:
     """Samples taken ahead would be measured against the reference before."""
     staleness, update = config.algorithm.max_staleness, config.model.reference_update
@@ -212,6 +230,7 @@ PREFERENCE = (
     iterations_fit,
     moved_references_are_fresh,
     several_references_fit,
+    curator_is_a_reward,
     slices_have_iterations,
     kto_has_others,
     greedy_is_one,

@@ -198,6 +198,10 @@ class FeedbackConfig(Section):
     overlong_buffer: Positive | None = None
     """Tokens before `data.sampling.max_new_tokens` over which a reply's score falls by up to 1
     (DAPO's soft penalty)."""
+    curate_by: str | None = None
+    """Learn only from pairs that this reward, of weight 0 as a rule, orders as their scores do."""
+    curate_margin: NonNegativeFloat = 0.0
+    """By how much `curate_by` must agree."""
     clip: PositiveFloat | None = None
     """Bound on the absolute value of a combined score."""
     normalise: bool = False

@@ -70,6 +70,26 @@ def test_dpo_learns_from_stored_pairs_and_says_so(
     assert Path(config.cluster.run_dir, "report.html").exists()
 
 
+def test_a_proxy_leaves_out_the_pairs_that_it_contradicts(
+    world_model: Path, world_pairs: Path, tmp_path: Path
+) -> None:
+    config = small(
+        "dpo", world_model, world_pairs, tmp_path / "run", "algorithm.num_steps=4",
+        "feedback.rewards.gold.kind=gold", "feedback.rewards.gold.weight=0",
+        "feedback.curate_by=gold",
+    )  # fmt: skip
+    result = finish(config)
+    assert result.returncode == 0, result.stderr
+    rows = metrics_of(config)
+    for row in rows:
+        assert row["units"] == round(row["feedback/kept_fraction"] * row["groups"])
+    kept = sum(row["feedback/kept_fraction"] for row in rows) / len(rows)
+    # Labels follow gold about four times in five (the world's temperature); ties are left out too.
+    assert 0.5 < kept < 0.95
+    judged = pq.read_table(next(Path(config.cluster.run_dir, "experience").rglob("*.parquet")))
+    assert all("gold" in dict(row) for row in judged["rewards"].to_pylist())
+
+
 def test_selm_goes_on_in_its_iterations_after_a_kill(
     world_model: Path, world_pairs: Path, tmp_path: Path
 ) -> None:

@@ -44,6 +44,11 @@ JUDGE = "feedback.rewards.g.kind=gold"
             ],
             "measured against a reference",
         ),
+        (["algorithm.name=dpo", "feedback.curate_by=rm"], "is no reward that judges replies"),
+        (
+            ["algorithm.name=kto", "feedback.curate_by=g", JUDGE, "feedback.rewards.g.weight=0"],
+            "chooses among pairs",
+        ),
         (["algorithm.name=mrpo"], "extra_references has 0: give one folder, or use uniform"),
         (
             ["algorithm.name=kto", "model.extra_references=[a]", "model.reference_clip=0.1"],
