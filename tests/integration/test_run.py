@@ -85,7 +85,7 @@ def plain_loop(config: RunConfig) -> dict[tuple[int, int], list[int]]:
     inputs = read_inputs(config)
     probes = probe_sequences([prompt.tokens for prompt in inputs.train], 4, 64)
     learner, engines = start_loop(config, probes)
-    judge, reference = reward_groups(config)["judge"], reference_group(config)
+    judge, reference = reward_groups(config)["judge"], reference_group(config, config.model.path)
     ray.get(learner.publish.remote(0), timeout=60)
     data, tokens = config.data, {}
 

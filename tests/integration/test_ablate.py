@@ -1,0 +1,79 @@
+"""A small grid from the user's own model and data: run, compared, broken off and taken up again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from configs.load import to_yaml
+from tests.integration.loop import tiny_run
+from tests.integration.processes import family, gone
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ATTUNE = str(Path(sys.executable).with_name("attune"))
+
+
+def ablate(file: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [ATTUNE, "ablate", str(file), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_grid_that_was_killed_goes_on_and_compares_its_cells(
+    world_model: Path, world_prompts: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(
+        to_yaml(tiny_run(world_model, world_prompts, tmp_path / "unused", "algorithm.num_steps=3"))
+    )
+    file = tmp_path / "grid.yaml"
+    content = {
+        "base": "base.yaml",
+        "start": "none",
+        "seeds": [0, 1],
+        "judge": "total",
+        "cells": {"low": ["algorithm.kl.coef=0.01"], "high": ["algorithm.kl.coef=0.5"]},
+    }
+    file.write_text(yaml.safe_dump(content))
+    out = tmp_path / "out"
+    process = ablate(file, "--out", str(out))
+    first = out / "seed=0" / "low" / "summary.json"
+    deadline = time.monotonic() + 240
+    while not first.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    processes = family(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert gone(processes, within_s=120), "processes outlived their driver"
+    written = first.stat().st_mtime_ns
+
+    again = ablate(file, "--out", str(out))
+    output, _ = again.communicate(timeout=400)
+    assert again.returncode == 0, output
+    assert first.stat().st_mtime_ns == written, "a finished run was run again"
+    rows = pq.read_table(out / "results.parquet").to_pylist()
+    assert sorted((row["cell"], row["seed"]) for row in rows) == [
+        ("high", 0), ("high", 1), ("low", 0), ("low", 1),
+    ]  # fmt: skip
+    for row in rows:
+        summary = json.loads(
+            (out / f"seed={row['seed']}" / row["cell"] / "summary.json").read_text()
+        )
+        assert row["after"] == pytest.approx(summary["reward_after"]["total"])
+    markdown = (out / "results.md").read_text()
+    assert "low" in markdown
+    assert "high" in markdown
+    assert "http" not in (out / "ablation.html").read_text().replace("http://www.w3.org", "")
