@@ -157,7 +157,7 @@ class PreferenceUpdate:
         if feedback.curate_by is None or not found:
             return found
         proxy = self.batch.rewards[feedback.curate_by]
-        chosen, rejected = proxy[found].unbind(-1)
+        chosen, rejected = proxy[torch.tensor(found)].unbind(-1)
         kept = curate(chosen, rejected, feedback.curate_margin).is_kept.tolist()
         return [pair for pair, is_kept in zip(found, kept, strict=True) if is_kept]
 
