@@ -1,5 +1,11 @@
 """Fixtures that tests of several folders share: tiny models on disk, and real process groups."""
 
+import os
+
+# Before any import of ray: it reads these once.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

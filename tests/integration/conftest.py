@@ -1,11 +1,5 @@
 """Real Ray, real vLLM and DeepSpeed, small; one Ray cluster for the tests of a session."""
 
-import os
-
-# Before any import of ray: it reads these once.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-
 import json
 import random
 from collections.abc import Iterator
