@@ -67,7 +67,7 @@ class PreferenceTargets:
     scores: torch.Tensor
     """(B,) after penalty, clip and normalisation."""
     logprobs: torch.Tensor
-    """(B, T) before the first optimizer step; 0 for replies that no unit held."""
+    """(B, T) when the loss first read them; 0 for replies that no unit held."""
 
 
 def update_preference(
@@ -117,6 +117,7 @@ class PreferenceUpdate:
         self.logprobs = torch.zeros_like(batch.ref_logprobs)
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64)
         self.num_units = self.num_positive = 0.0
+        self.is_first_epoch = True
 
     # ---- what is compared ------------------------------------------------------------------
 
@@ -169,14 +170,16 @@ class PreferenceUpdate:
         return (group * 2)[: 1 if arity == "point" else 2]
 
     def _explored(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Column of the reply that is made less likely: the policy's (SELM) or the reference's."""
-        has_reference = "reference" in self.sources
-        wanted: Source = "reference" if has_reference else "policy"
-        columns = [
-            next((k for k, row in enumerate(unit) if self.sources[row] == wanted), 0)
-            for unit in rows
-        ]
-        return torch.tensor(columns)
+        """Column of the reply that is made less likely: the policy's (SELM) or the reference's.
+
+        Of several, the one that was drawn first, wherever its score put it: the chosen reply alone
+        would be no sample of the policy.
+        """
+        wanted: Source = "reference" if "reference" in self.sources else "policy"
+        drawn = [[row for row in unit if self.sources[row] == wanted] for unit in rows]
+        return torch.tensor(
+            [unit.index(min(own)) if own else 0 for unit, own in zip(rows, drawn, strict=True)]
+        )
 
     def _baseline(self, experiences: Sequence[Experience]) -> float:
         """KTO's z: mean log-ratio of replies behind other prompts, over all ranks, not below 0."""
@@ -197,6 +200,7 @@ class PreferenceUpdate:
         learner, algorithm = self.learner, self.settings
         norm, num_steps = 0.0, 0
         for epoch in range(algorithm.num_epochs):
+            self.is_first_epoch = epoch == 0
             for units in self._minibatches(epoch):
                 positive = self._is_positive(units).sum() if units else torch.tensor(0)
                 counts = torch.stack([torch.tensor(len(units)), positive])
@@ -260,7 +264,8 @@ class PreferenceUpdate:
         loss = (values * self._weights(units).to(values.device)).sum()
         is_own = self.is_own[rows].view(shape).to(flat.device)
         self._record(replies, values.detach(), explored, is_own)
-        self.logprobs[rows, : layout.shape[1]] = logprobs.detach().cpu()
+        if self.is_first_epoch:
+            self.logprobs[rows, : layout.shape[1]] = logprobs.detach().cpu()
         return loss
 
     def _reference_of(self, rows: list[int], shape: tuple[int, int]) -> torch.Tensor:
