@@ -24,7 +24,7 @@ from rl.losses.references import mixed_reference
 from rl.losses.replies import Replies
 from rl.masking import masked_sum
 from rl.methods import PreferenceLoss, preference_loss
-from rl.pairing import is_list, pairs
+from rl.pairing import first_drawn, is_list, pairs
 from rl.types import Experience, Metrics, Source
 
 UNMOVED = 1e-4
@@ -170,16 +170,9 @@ class PreferenceUpdate:
         return (group * 2)[: 1 if arity == "point" else 2]
 
     def _explored(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Column of the reply that is made less likely: the policy's (SELM) or the reference's.
-
-        Of several, the one that was drawn first, wherever its score put it: the chosen reply alone
-        would be no sample of the policy.
-        """
+        """Column of the reply that is made less likely: the policy's (SELM) or the reference's."""
         wanted: Source = "reference" if "reference" in self.sources else "policy"
-        drawn = [[row for row in unit if self.sources[row] == wanted] for unit in rows]
-        return torch.tensor(
-            [unit.index(min(own)) if own else 0 for unit, own in zip(rows, drawn, strict=True)]
-        )
+        return torch.tensor([first_drawn(unit, self.sources, wanted) for unit in rows])
 
     def _baseline(self, experiences: Sequence[Experience]) -> float:
         """KTO's z: mean log-ratio of replies behind other prompts, over all ranks, not below 0."""

@@ -49,5 +49,18 @@ def is_list(scores: Sequence[float], texts: Sequence[str]) -> bool:
     return any(_differ(a, b, scores, texts) for a, b in combinations(range(len(scores)), 2))
 
 
+def first_drawn(unit: Sequence[int], sources: Sequence[str], wanted: str) -> int:
+    """Which place of a unit holds the reply of the wanted source that was drawn first; 0 if none.
+
+    Rows are numbered in the order of drawing, so scores have no say: always taking the chosen
+    reply of two would be no sample of the policy (SELM's optimism).
+
+    >>> first_drawn([5, 4], sources=["stored"] * 4 + ["policy"] * 2, wanted="policy")
+    1
+    """
+    own = [row for row in unit if sources[row] == wanted]
+    return list(unit).index(min(own)) if own else 0
+
+
 def _differ(first: int, second: int, scores: Sequence[float], texts: Sequence[str]) -> bool:
     return scores[first] != scores[second] and texts[first] != texts[second]

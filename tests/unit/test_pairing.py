@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from rl.pairing import Pairing, is_list, pairs
+from rl.pairing import Pairing, first_drawn, is_list, pairs
 
 TEXTS = ["a", "b", "c", "d"]
 
@@ -43,3 +43,13 @@ def test_a_list_tells_something_when_two_replies_differ():
     assert is_list([1.0, 0.0, 0.0], TEXTS[:3])
     assert not is_list([1.0, 1.0, 1.0], TEXTS[:3])
     assert not is_list([1.0, 0.0], ["same", "same"])
+
+
+def test_the_first_drawn_reply_is_found_wherever_its_score_put_it():
+    both = ["policy", "policy"]
+    assert first_drawn([0, 1], both, "policy") == 0
+    assert first_drawn([1, 0], both, "policy") == 1
+    mixed = ["policy", "stored", "stored"]
+    assert first_drawn([1, 2, 0], mixed, "policy") == 2
+    assert first_drawn([1, 0], ["policy", "reference"], "reference") == 0
+    assert first_drawn([0, 1], both, "reference") == 0
