@@ -35,20 +35,10 @@ from configs.ablation import make_plan, read_ablation
 from configs.errors import ConfigError
 from configs.load import to_yaml
 from tests.unit.synthetic_runs import write_jsonl
+from tests.unit.test_configs import RUN
 from tests.unit.test_report import Page
 
-BASE = {
-    "model": {"path": "m", "max_length": 128},
-    "data": {
-        "train": "t",
-        "prompts_per_step": 8,
-        "samples_per_prompt": 2,
-        "sampling": {"max_new_tokens": 64},
-    },
-    "feedback": {"rewards": {"gold": {"kind": "gold"}}},
-    "algorithm": {"name": "rloo", "num_steps": 4},
-    "cluster": {"run_dir": "unused"},
-}
+BASE = RUN | {"algorithm": {"name": "rloo", "num_steps": 4}}
 FOLDER = Path(__file__).parents[2] / "configs" / "ablations"
 CELLS = {"cold": ["algorithm.kl.coef=0.1"], "hot": ["algorithm.kl.coef=0.0"]}
 
