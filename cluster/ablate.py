@@ -8,6 +8,7 @@ A run with summary.json is done, a begun one goes on from its last checkpoint, s
 again finishes what was broken off. A run that fails is noted and the others go on.
 """
 
+import json
 import logging
 import queue
 import shutil
@@ -64,7 +65,7 @@ def render(plan: Plan) -> str:
     lines, steps, left = [], 0, 0
     jobs: list[tuple[str, str, RunConfig]] = []
     for start, runs in plan.starts:
-        for stage, config in _stages(plan, start):
+        for stage, config, _ in _stages(plan, start):
             assert start is not None
             jobs.append((f"seed={start.seed}", stage, config))
         jobs += [(f"seed={run.seed}", run.cell, run.config) for run in runs]
@@ -97,7 +98,7 @@ def refuse_changed(plan: Plan) -> None:
     Else a table would compare cells under names that no longer say what was run.
     """
     for start, runs in plan.starts:
-        wanted = [(stage, config) for stage, config in _stages(plan, start)]
+        wanted = [(stage, config) for stage, config, _ in _stages(plan, start)]
         wanted += [(run.cell, run.config) for run in runs]
         for name, config in wanted:
             if not is_begun(config):
@@ -122,11 +123,12 @@ def _first_difference(one: object, other: object, at: str = "") -> str | None:
     return None
 
 
-def _stages(plan: Plan, start: Start | None) -> list[tuple[str, RunConfig]]:
-    """Runs that make what the cells start from."""
+def _stages(plan: Plan, start: Start | None) -> list[tuple[str, RunConfig, int | None]]:
+    """Name and configuration of what the cells start from, and how many replies it draws."""
     if start is None:
         return []
-    return [(stage, _stage(plan, start, stage)) for stage in start.stages]
+    made = [(stage, _stage(plan, start, stage), None) for stage in start.needs]
+    return made + [(stage.name, stage.config, stage.sample) for stage in start.stages]
 
 
 def _stage(plan: Plan, start: Start, stage: str) -> RunConfig:
@@ -175,6 +177,10 @@ def _session_config(plan: Plan) -> RunConfig:
     return largest.model_copy(update={"cluster": cluster})
 
 
+_Job = tuple[RunConfig, str, int | None]
+"""What is run, its title, and how many replies it draws where it only samples."""
+
+
 class _Jobs:
     """Runs of one ablation, a few at a time.
 
@@ -199,9 +205,9 @@ class _Jobs:
             shutil.rmtree(partial, ignore_errors=True)
             write_world_and_model(partial, start.seed)
             partial.rename(world)
-        for stage, config in _stages(self.plan, start):
+        for name, config, sample in _stages(self.plan, start):
             if not is_done(config):
-                reasons = self._threads([(config, f"{stage} of seed {start.seed}")], 1)
+                reasons = self._threads([(config, f"{name} of seed {start.seed}", sample)], 1)
                 if reasons:
                     return reasons[0]
         return None
@@ -211,12 +217,13 @@ class _Jobs:
         named = []
         for run in runs:
             self.number += 1
-            named.append((run.config, f"{self.number}/{self.total} {run.cell} seed={run.seed}"))
+            title = f"{self.number}/{self.total} {run.cell} seed={run.seed}"
+            named.append((run.config, title, None))
         self._threads(named, self.plan.parallel)
 
-    def _threads(self, jobs: Sequence[tuple[RunConfig, str]], at_once: int) -> list[str]:
+    def _threads(self, jobs: Sequence[_Job], at_once: int) -> list[str]:
         """Why jobs failed, one line each."""
-        waiting: queue.SimpleQueue[tuple[RunConfig, str]] = queue.SimpleQueue()
+        waiting: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         for job in jobs:
             waiting.put(job)
         reasons: list[str] = []
@@ -225,10 +232,10 @@ class _Jobs:
         def work() -> None:
             while not stopping.is_set():
                 try:
-                    config, title = waiting.get_nowait()
+                    config, title, sample = waiting.get_nowait()
                 except queue.Empty:
                     return
-                reason = _attempt(config, title, self.console, self.debug)
+                reason = _attempt(config, title, sample, self.console, self.debug)
                 if reason is not None and not stopping.is_set():
                     _note(Path(config.cluster.run_dir), reason)
                     self.console.print(f"{title}  failed: {reason}", markup=False, soft_wrap=True)
@@ -246,7 +253,9 @@ class _Jobs:
         return reasons
 
 
-def _attempt(config: RunConfig, title: str, console: Console, debug: bool) -> str | None:
+def _attempt(
+    config: RunConfig, title: str, sample: int | None, console: Console, debug: bool
+) -> str | None:
     """Run to the end; one line on what ended it where that was too early."""
     from cluster.run import run
     from cluster.runtime import root_cause
@@ -255,6 +264,9 @@ def _attempt(config: RunConfig, title: str, console: Console, debug: bool) -> st
     (folder / FAILED).unlink(missing_ok=True)
     try:
         prepare_run_dir(config, resume=is_begun(config), text=to_yaml(config))
+        if sample is not None:
+            _draw(config, title, sample, console)
+            return None
         inputs = read_inputs(config)
         with RunProgress(config.algorithm.num_steps, title, console) as progress:
             run(config, inputs, progress)
@@ -263,6 +275,20 @@ def _attempt(config: RunConfig, title: str, console: Console, debug: bool) -> st
         logger.log(level, "%s failed", title, exc_info=True)
         return " ".join(root_cause(error).split())
     return None
+
+
+def _draw(config: RunConfig, title: str, count: int, console: Console) -> None:
+    """The replies of a stage that samples; nothing of an attempt that broke off is kept."""
+    from cluster import samples
+
+    folder = Path(config.cluster.run_dir)
+    out = folder / "replies.parquet"
+    out.unlink(missing_ok=True)
+    wanted = samples.prepare(config, Path(config.model.path), out, count, None)
+    with RunProgress(len(wanted.prompts), title, console) as progress:
+        scores = samples.draw(wanted, progress)
+    best = {str(n): one.mean for n, one in samples.best_of(scores).items()}
+    (folder / "summary.json").write_text(json.dumps({"best_of": best}))
 
 
 def _note(folder: Path, reason: str) -> None:

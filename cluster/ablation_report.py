@@ -26,6 +26,7 @@ from configs.ablation import Plan
 from rl.statistics import Interval
 
 NUM_COLORS = 8
+SHOWN = pa.struct([("before", pa.float64()), ("after", pa.float64()), ("training", pa.float64())])
 SCHEMA = pa.schema(
     [
         pa.field("cell", pa.string(), nullable=False),
@@ -47,6 +48,7 @@ SCHEMA = pa.schema(
         ("length_before", pa.float64()),
         ("length_after", pa.float64()),
         ("labels", pa.int64()),
+        ("shown", pa.map_(pa.string(), SHOWN)),
         ("steps", pa.int64()),
         ("wall_s", pa.float64()),
     ]
@@ -78,9 +80,12 @@ def write_results(plan: Plan) -> Path:
     results = results_of(plan)
     cells, pairs = summarise(plan, results), compare_cells(plan, results)
     plan.out.mkdir(parents=True, exist_ok=True)
-    rows = [asdict(result) for result in results]
+    rows = [
+        asdict(r) | {"shown": list(asdict(r)["shown"].items() if r.shown else ())} for r in results
+    ]
     write_table(pa.Table.from_pylist(rows, schema=SCHEMA), plan.out / "results.parquet")
     tables = [_cell_table(plan, cells)]
+    tables += [_shown_table(name, cells) for name in plan.show]
     tables += [_pair_table(plan, pairs)] if pairs else []
     said, notes = headline(plan, cells, pairs), _notes(plan, results)
     (plan.out / "results.md").write_text(_markdown(plan, said, notes, tables), encoding="utf-8")
@@ -199,6 +204,28 @@ def _cell_table(plan: Plan, cells: Sequence[CellSummary]) -> Table:
             "prompts answered better than by the starting policy, as the judge sees it, ties "
             "counting half. KL: of the policy's own samples to its reference over the last tenth "
             "of the steps. Labels: replies that were judged to learn from."
+        ),
+    )
+
+
+def _shown_table(name: str, cells: Sequence[CellSummary]) -> Table:
+    rows = [
+        Row(
+            values=(
+                (cell.name, ""),
+                *(_bounded(one, "{:.4f}".format) for one in cell.shown.get(name, (None,) * 3)),
+            ),
+            color=index % NUM_COLORS,
+        )
+        for index, cell in enumerate(cells)
+    ]
+    return Table(
+        title=f"Reward {name}",
+        columns=("cell", "before", "after", "in training"),
+        rows=tuple(rows),
+        explanation=(
+            "Means over seeds with 95% intervals: of held-out replies before and after, and of all "
+            "replies that the run learned from."
         ),
     )
 

@@ -25,6 +25,17 @@ FAILED = "failed.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A further reward of one run."""
+
+    before: float
+    """Mean over held-out replies; so is `after`."""
+    after: float
+    training: float | None
+    """Mean over all replies that it learned from."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """One row of results.parquet; None where a run did not come so far, or has no such number."""
 
@@ -57,6 +68,8 @@ class Result:
     """Mean tokens of held-out replies."""
     labels: int | None = None
     """Replies that were judged to learn from, all steps."""
+    shown: dict[str, "Shown"] | None = None
+    """The plan's further rewards by name."""
     steps: int | None = None
     wall_s: float | None = None
 
@@ -78,6 +91,8 @@ class CellSummary:
     length: Interval | None
     labels: Interval | None
     wall_s: Interval | None
+    shown: dict[str, tuple[Interval | None, Interval | None, Interval | None]]
+    """Name -> before, after and in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +130,10 @@ class Curve:
 
 def results_of(plan: Plan) -> list[Result]:
     """One result per planned run, in order; whatever is on disk is read."""
-    return [result_of(run, plan.judge) for run in plan.runs]
+    return [result_of(run, plan.judge, plan.show) for run in plan.runs]
 
 
-def result_of(run: PlannedRun, judge: str) -> Result:
+def result_of(run: PlannedRun, judge: str, show: Sequence[str] = ()) -> Result:
     """The facts of one run."""
     own = {"cell": run.cell, "seed": run.seed, "method": run.config.algorithm.name, "judge": judge}
     if not (run.folder / "summary.json").exists():
@@ -146,8 +161,18 @@ def result_of(run: PlannedRun, judge: str) -> Result:
         length_before=record.summary.get("length_before"),
         length_after=record.summary.get("length_after"),
         labels=max(labels.values(), default=None),
+        shown={name: _shown(run, record, name) for name in show},
         steps=record.summary.get("steps"),
         wall_s=record.summary.get("wall_s"),
+    )
+
+
+def _shown(run: PlannedRun, record: RunRecord, name: str) -> Shown:
+    _, values = record.series(f"reward/{name}/mean")
+    return Shown(
+        before=fmean(judged(run, name, "before")),
+        after=fmean(judged(run, name, "after")),
+        training=fmean(values) if values else None,
     )
 
 
@@ -212,8 +237,23 @@ def _cell(results: Sequence[Result], name: str) -> CellSummary:
         num_planned=len(results),
         win_rate=_win_rate(done),
         length=over_seeds([result.length_after for result in done]),
+        shown=_shown_over_seeds(done),
         **found,
     )
+
+
+def _shown_over_seeds(
+    done: Sequence[Result],
+) -> dict[str, tuple[Interval | None, Interval | None, Interval | None]]:
+    found = {}
+    for name in (done[0].shown or {}) if done else {}:
+        values = [result.shown[name] for result in done if result.shown]
+        found[name] = (
+            over_seeds([value.before for value in values]),
+            over_seeds([value.after for value in values]),
+            over_seeds([value.training for value in values]),
+        )
+    return found
 
 
 def over_seeds(values: Sequence[float | None]) -> Interval | None:

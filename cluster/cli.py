@@ -143,6 +143,34 @@ def evaluate(
 
 
 @app.command()
+def sample(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Parquet file to write: prompt, replies, scores.")],
+    policy: Annotated[
+        Path | None, typer.Option(help="Model folder to sample from; the run's own model.path.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Replies to each prompt.")] = 4,
+    prompts: Annotated[
+        int | None, typer.Option(help="How many of data.train's prompts; all where left out.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Sample replies and judge them by the run's rewards: data for offline methods, best-of-N."""
+    with guarded(debug):
+        from cluster.samples import prepare, render, run_alone
+
+        file = config / "config.yaml" if config.is_dir() else config
+        loaded = absolute_paths(load_config(file, overrides or []))
+        folder = policy.absolute() if policy else Path(loaded.model.path)
+        wanted = prepare(loaded, folder, out.absolute(), samples, prompts)
+        with failing_with_1(wanted.out.parent, "the same command", debug):
+            typer.echo(render(run_alone(wanted)))
+        typer.echo(f"wrote {out}")
+
+
+@app.command()
 def ablate(
     file: Annotated[Path, typer.Argument(help="YAML: a base run, cells or a grid, seeds.")],
     out: Annotated[

@@ -21,6 +21,8 @@ from rl.data.encode import (
     load_replies,
     split_validation,
 )
+from rl.data.layouts import detect
+from rl.data.rows import read_rows as rows_of
 from rl.folders import check_model_folder, context_length, load_tokenizer
 from rl.types import PreferencePair, ScoredReplies
 
@@ -43,7 +45,7 @@ def read_inputs(config: RunConfig) -> Inputs:
     tokenizer = load_tokenizer(config.model.path)
     train = read_rows(config, config.data.train, tokenizer)
     if config.data.validation:
-        validation = read_rows(config, config.data.validation, tokenizer)
+        validation = _read_validation(config, config.data.validation, tokenizer)
     else:
         train, validation = split_validation(
             train, config.data.validation_fraction, config.data.seed
@@ -140,6 +142,14 @@ def read_rows(config: RunConfig, path: str, tokenizer: Any) -> list[Any]:
         return list(items)
     longest = data.max_prompt_length or max_length - data.sampling.max_new_tokens
     return load_prompts(path, tokenizer, max_prompt_length=longest, **shared)
+
+
+def _read_validation(config: RunConfig, path: str, tokenizer: Any) -> list[Any]:
+    """Held-out rows; those of a run that answers them afresh may be prompts alone."""
+    if config.algorithm.name not in OFFLINE and detect(rows_of(path)[0]).kind == "prompts":
+        data = config.data.model_copy(update={"source": "policy"})
+        config = config.model_copy(update={"data": data})
+    return read_rows(config, path, tokenizer)
 
 
 def _check_arity(config: RunConfig, path: str, item: Any) -> None:

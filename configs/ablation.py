@@ -34,10 +34,27 @@ OURS = ("cluster.run_dir", "data.seed")
 class WorldSettings(Section):
     """The built-in world that the runs start from."""
 
+    folder: str | None = None
+    """Where worlds and what is trained on them are kept, for several ablations to share; the
+    ablation's own folder where empty."""
     seed_from_run: bool = True
     """A world, an SFT policy and a reward model per seed; else those of the first seed for all."""
     overrides: tuple[str, ...] = ()
     """`sft.section.key=value` and `reward_model.section.key=value`, as `attune demo` takes them."""
+
+
+class StageSettings(Section):
+    """A run that is made once a seed, behind sft and reward_model, for cells to start from.
+
+    Its folder is `{start}/NAME`; a cell names `{start}/NAME/policy` as a model or a judge.
+    """
+
+    base: str | dict[str, Any] | None = None
+    """YAML of the run, which then names its own data; the ablation's base where empty."""
+    overrides: tuple[str, ...] = ()
+    sample: Positive | None = None
+    """Draw that many replies to each prompt of `data.train` and judge them, in place of learning:
+    `{start}/NAME/replies.parquet`."""
 
 
 class Ablation(Section):
@@ -49,6 +66,8 @@ class Ablation(Section):
     """world: a world, an SFT policy and a reward model are made first; the runs start from them and
     the reward `rm` is that model. none: the base names a model and data of your own."""
     world: WorldSettings = WorldSettings()
+    stages: dict[str, StageSettings] = Field(default_factory=dict)
+    """Under `start: world`, in this order; a later one may read an earlier one."""
     overrides: tuple[str, ...] = ()
     """`section.key=value` for every cell, below the cell's own."""
     cells: dict[str, tuple[str, ...] | None] | None = None
@@ -61,6 +80,8 @@ class Ablation(Section):
     """Folder of all runs and of the results; runs/ablate/NAME where empty."""
     judge: str | None = None
     """Reward by which cells are compared; `gold` where every cell has it, else `total`."""
+    show: tuple[str, ...] = ()
+    """More rewards of all cells to report, parts such as `gold/true` included."""
     parallel: Positive = 1
     """Runs at a time. They share the machine: more than one pays on many cores or GPUs only."""
 
@@ -80,13 +101,24 @@ class PlannedRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One of the ablation's own stages under one seed."""
+
+    name: str
+    config: RunConfig
+    sample: int | None
+    """Replies to draw to each prompt; None of a run that learns."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Start:
     """What the runs of some seeds begin with."""
 
     folder: Path
     seed: int
-    stages: tuple[str, ...]
-    """Which of `STAGES` a run reads."""
+    needs: tuple[str, ...]
+    """Which of `STAGES` something behind them reads."""
+    stages: tuple[Stage, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +127,7 @@ class Plan:
 
     out: Path
     judge: str
+    show: tuple[str, ...]
     parallel: int
     cells: dict[str, tuple[str, ...]]
     """Name -> overrides."""
@@ -127,6 +160,8 @@ def read_ablation(file: Path) -> Ablation:
         raise ConfigError(f"{file}: give either cells or grid, and not both")
     if len(set(ablation.seeds)) < len(ablation.seeds):
         raise ConfigError(f"{file}: seeds holds one seed twice: {list(ablation.seeds)}")
+    if ablation.stages and ablation.start != "world":
+        raise ConfigError(f"{file}: stages are made on the built-in world; write start: world")
     for override in ablation.world.overrides:
         if not override.startswith(tuple(f"{stage}." for stage in STAGES)):
             raise ConfigError(
@@ -139,11 +174,12 @@ def make_plan(ablation: Ablation, file: Path, out: Path | None = None) -> Plan:
     """Every run with its checked configuration; raises `ConfigError` that names the cell."""
     # As configurations have it (`configs.paths`): without `..`, so that folders compare by name.
     folder = Path(os.path.abspath(out or ablation.out or Path("runs/ablate") / file.stem))
+    world = Path(os.path.abspath(ablation.world.folder or folder))
     cells = expand(ablation)
     grouped: list[tuple[Start | None, tuple[PlannedRun, ...]]] = []
     shared = ablation.start == "world" and not ablation.world.seed_from_run
     for seeds in [ablation.seeds] if shared else [(seed,) for seed in ablation.seeds]:
-        at = folder / "start" if shared else folder / f"seed={seeds[0]}"
+        at = world / "start" if shared else world / f"seed={seeds[0]}"
         start = at if ablation.start == "world" else None
         runs = tuple(
             PlannedRun(
@@ -154,11 +190,13 @@ def make_plan(ablation: Ablation, file: Path, out: Path | None = None) -> Plan:
             for seed in seeds
             for name, overrides in cells.items()
         )
-        made = Start(folder=at, seed=seeds[0], stages=_stages(runs, at)) if start else None
+        made = _start(ablation, file, at, seeds[0], runs) if start else None
         grouped.append((made, runs))
+    _check_show(ablation, grouped[0][1])
     plan = Plan(
         out=folder,
         judge=_judge(ablation, grouped[0][1]),
+        show=ablation.show,
         parallel=ablation.parallel,
         cells=cells,
         starts=tuple(grouped),
@@ -215,7 +253,7 @@ def _check_cell(name: str, overrides: Sequence[str], ablation: Ablation) -> None
         raise ConfigError(
             f"cell {name!r}: a cell names a folder; use letters, digits and . = , + - _"
         )
-    if ablation.start == "world" and name in ("world", *STAGES):
+    if ablation.start == "world" and name in ("world", *STAGES, *ablation.stages):
         raise ConfigError(f"cell {name}: a folder of the world has this name; call it differently")
     for override in overrides:
         key = override.partition("=")[0].strip()
@@ -238,22 +276,47 @@ def _config(
 ) -> RunConfig:
     own = [f"cluster.run_dir={out / f'seed={seed}' / cell}", f"data.seed={seed}"]
     chosen = [*_begun(start), *ablation.overrides, *given, *own]
-    overrides = [override.replace(START, str(start)) for override in chosen]
-    try:
-        config = _load(ablation, file, overrides, start)
-        rewards = config.feedback.rewards
-        if start and "rm" in rewards and rewards["rm"].kind == "model":
-            # Below the cell's own: a cell may still name another judge.
-            judge = f"feedback.rewards.rm.path={start / 'reward_model' / 'policy'}"
-            config = _load(ablation, file, [judge, *overrides], start)
-    except ConfigError as error:
-        raise ConfigError("; ".join(f"cell {cell}: {e}" for e in str(error).splitlines())) from None
+    config = _load(ablation.base, file, chosen, start, f"cell {cell}")
     if config.algorithm.name in OFFLINE:
         raise ConfigError(
             f"cell {cell}: algorithm.name={config.algorithm.name} has no replies to judge; cells "
             "are runs of `attune run`"
         )
-    return absolute_paths(config)
+    return config
+
+
+def _start(
+    ablation: Ablation, file: Path, folder: Path, seed: int, runs: Sequence[PlannedRun]
+) -> Start:
+    stages = tuple(
+        Stage(
+            name=name,
+            config=_stage(ablation, file, name, settings, folder, seed),
+            sample=settings.sample,
+        )
+        for name, settings in ablation.stages.items()
+    )
+    read = [run.config for run in runs] + [stage.config for stage in stages]
+    return Start(folder=folder, seed=seed, needs=_needs(read, folder), stages=stages)
+
+
+def _stage(
+    ablation: Ablation, file: Path, name: str, settings: StageSettings, folder: Path, seed: int
+) -> RunConfig:
+    what = f"stage {name}"
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in ("world", *STAGES):
+        raise ConfigError(f"{what}: it names a folder beside world, sft and reward_model")
+    # The demo's data is for a base that is a run on prompts; another base names its own.
+    begun = _begun(folder)[: 1 if settings.base else None]
+    own = [f"cluster.run_dir={folder / name}", f"data.seed={seed}"]
+    shared = () if settings.base else ablation.overrides
+    base = settings.base or ablation.base
+    config = _load(base, file, [*begun, *shared, *settings.overrides, *own], folder, what)
+    if settings.sample and config.algorithm.name in OFFLINE:
+        raise ConfigError(
+            f"{what}: algorithm.name={config.algorithm.name} samples nothing; leave out `sample`"
+        )
+    return config
 
 
 def _begun(start: Path | None) -> list[str]:
@@ -269,18 +332,35 @@ def _begun(start: Path | None) -> list[str]:
 
 
 def _load(
-    ablation: Ablation, file: Path, overrides: Sequence[str], start: Path | None
+    base: str | dict[str, Any], file: Path, given: Sequence[str], start: Path | None, what: str
 ) -> RunConfig:
-    if isinstance(ablation.base, str):
-        return load_config(file.parent / ablation.base, overrides)
-    text = json.dumps(ablation.base)
+    """The configuration with absolute paths; raises `ConfigError` that says what it is of."""
+    overrides = [override.replace(START, str(start)) for override in given]
+    try:
+        config = _read(base, file, overrides, start)
+        rewards = config.feedback.rewards
+        if start and "rm" in rewards and rewards["rm"].kind == "model":
+            # Below what is given: a cell may still name another judge.
+            judge = f"feedback.rewards.rm.path={start / 'reward_model' / 'policy'}"
+            config = _read(base, file, [judge, *overrides], start)
+    except ConfigError as error:
+        raise ConfigError("; ".join(f"{what}: {e}" for e in str(error).splitlines())) from None
+    return absolute_paths(config)
+
+
+def _read(
+    base: str | dict[str, Any], file: Path, overrides: Sequence[str], start: Path | None
+) -> RunConfig:
+    if isinstance(base, str):
+        return load_config(file.parent / base, overrides)
+    text = json.dumps(base)
     return load_config(None, overrides, base=json.loads(text.replace(START, str(start))))
 
 
-def _stages(runs: Sequence[PlannedRun], start: Path) -> tuple[str, ...]:
-    """SFT always; the reward model where a run reads it."""
+def _needs(configs: Sequence[RunConfig], start: Path) -> tuple[str, ...]:
+    """SFT always; the reward model where something reads it."""
     folder = json.dumps(f"{start / 'reward_model'}/")[:-1]  # wherever a setting names it
-    read = any(folder in run.config.model_dump_json() for run in runs)
+    read = any(folder in config.model_dump_json() for config in configs)
     return STAGES if read else STAGES[:1]
 
 
@@ -311,6 +391,17 @@ def _judging(config: RunConfig) -> list[str]:
     alone = [name for name in rewards if name not in apart]
     summed = not config.feedback.one_shot and not any(rewards[name].weight for name in apart)
     return [*alone, "total"] if summed else alone
+
+
+def _check_show(ablation: Ablation, runs: Sequence[PlannedRun]) -> None:
+    for run in runs:
+        names = _judging(run.config)
+        for name in ablation.show:
+            if name.partition("/")[0] not in names:
+                raise ConfigError(
+                    f"cell {run.cell}: there is no reward {name} to show; it has "
+                    f"{', '.join(sorted(names)) or 'none that can judge fresh replies'}"
+                )
 
 
 def _check_one_cluster(plan: Plan) -> None:

@@ -4,6 +4,7 @@ Every number that a report or a benchmark states goes with its uncertainty: a me
 a share with Wilson's interval, two policies on the same prompts with a paired bootstrap.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -45,6 +46,19 @@ def mean_interval(values: Values, level: float = 0.95) -> Interval:
     reach = float(_t_quantile(level, len(data) - 1) * error)
     mean = float(data.mean())
     return Interval(mean=mean, low=mean - reach, high=mean + reach)
+
+
+def best_of_n(scores: np.ndarray, n: int) -> np.ndarray:
+    """(P,): expected best of `n` of each prompt's replies, from scores (P, N); unbiased.
+
+    The mean over all subsets of size n: sum_k C(k - 1, n - 1) / C(N, n) * s_(k), scores in rising
+    order. Raises ValueError for n outside 1 to N.
+    """
+    count = scores.shape[1]
+    if not 1 <= n <= count:
+        raise ValueError(f"best of {n} of {count} replies; give n from 1 to {count}")
+    weights = [math.comb(k, n - 1) / math.comb(count, n) for k in range(count)]
+    return np.sort(scores, axis=1) @ np.array(weights)
 
 
 def proportion_interval(k: float, n: int, level: float = 0.95) -> Interval:

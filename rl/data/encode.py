@@ -32,11 +32,11 @@ def load_prompts(
     overlong: Overlong,
     system_prompt: str | None = None,
 ) -> list[Prompt]:
-    """The prompts of a file of any layout; those of pairs, demonstrations and ratings count too.
+    """The prompts of a file of any layout; those that stand beside replies count too.
 
     `max_prompt_length` counts tokens, the template's own among them.
     """
-    examples = read_examples(path, ("prompts", "demonstrations", "pairs", "ratings"))
+    examples = read_examples(path, ("prompts", "demonstrations", "pairs", "ratings", "lists"))
 
     def encode(example: Example) -> tuple[Prompt, int]:
         prompt = _prompt(example, tokenizer, system_prompt)

@@ -121,7 +121,7 @@ def test_a_world_of_each_seed_is_what_its_runs_start_from(tmp_path):
     plan = plan_of(tmp_path, base=base, start="world", cells={"a": None}, seeds=[0, 1], out=out)
     start, (run,) = plan.starts[1]
     folder = tmp_path / "out" / "seed=1"
-    assert (start.folder, start.seed, start.stages) == (folder, 1, ("sft", "reward_model"))
+    assert (start.folder, start.seed, start.needs) == (folder, 1, ("sft", "reward_model"))
     assert run.config.model.path == str(folder / "sft" / "policy")
     assert run.config.data.validation == str(folder / "world" / "prompts_heldout.parquet")
     assert run.config.feedback.rewards["rm"].path == str(folder / "reward_model" / "policy")
@@ -131,7 +131,7 @@ def test_a_shared_world_needs_no_reward_model_that_nothing_reads(tmp_path):
     world = {"seed_from_run": False, "overrides": ["sft.algorithm.num_steps=30"]}
     plan = plan_of(tmp_path, start="world", world=world, cells=CELLS, seeds=[4, 5])
     ((start, runs),) = plan.starts
-    assert (start.folder, start.seed, start.stages) == (tmp_path / "out" / "start", 4, ("sft",))
+    assert (start.folder, start.seed, start.needs) == (tmp_path / "out" / "start", 4, ("sft",))
     assert len(runs) == 4
     assert re.search(r"sft +sft +30 steps", render(plan))
 
