@@ -154,6 +154,10 @@ def check_inputs(plan: Plan) -> None:
 
 
 def _run_all(plan: Plan, debug: bool) -> None:
+    # Here, not in the threads: two that import one lazy module at once may find it half made.
+    from transformers import AutoTokenizer  # noqa: F401
+
+    import cluster.run  # noqa: F401
     from cluster.runtime import ray_session
 
     with ray_session(_session_config(plan), plan.parallel):

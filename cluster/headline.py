@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from cluster.run_record import RunRecord, finite, read_run
 
@@ -35,6 +37,8 @@ def headline(run_dir: Path) -> str:
 
 def sentence(record: RunRecord) -> str:
     """The headline of a run that was read already."""
+    if "mixture" in record.summary:
+        return _mixture_sentence(record.summary["mixture"])
     if not record.rows:
         return f"{display_name(record)} wrote no learner step: there is nothing to report yet."
     if record.method == "sft":
@@ -168,6 +172,21 @@ def _reward_model_sentence(record: RunRecord) -> str:
             )
             return f"{told}{_overfit_clause(record)}."
     return "The reward model recorded too few steps to say what it learned."
+
+
+def _mixture_sentence(mixture: dict[str, Any]) -> str:
+    assignment, accuracy = mixture["assignment"], mixture["held_out_accuracy"]
+    told = []
+    for model in sorted(set(assignment.values())):
+        people = [name for name, own in assignment.items() if own == model]
+        shares = [accuracy[name] for name in people if name in accuracy]
+        right = f", {fmean(shares):.0%} of held-out pairs right" if shares else ""
+        told.append(
+            f"model {model}: {len(people)} ({people[0]}{', ...' * (len(people) > 1)}){right}"
+        )
+    rounds = len(mixture["log_likelihoods"])
+    end = "nobody wanted to change" if mixture["converged"] else "some still changed models"
+    return f"Annotators found their models, {'; '.join(told)}; after {rounds} rounds {end}."
 
 
 def _overfit_clause(record: RunRecord) -> str:

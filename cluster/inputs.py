@@ -4,6 +4,7 @@ Whatever is wrong with them is the user's to mend and is refused here in one lin
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from actors.reward import load_function
 from configs.errors import ConfigError
 from configs.machine import COMPILER_REMEDY, available_cores, available_memory, cpp_compiler
 from configs.plan import derive
-from configs.schema import OFFLINE, RewardConfig, RunConfig
+from configs.schema import OFFLINE, MixtureConfig, RewardConfig, RunConfig
 from rl.data.encode import (
     load_demonstrations,
     load_pairs,
@@ -50,6 +51,8 @@ def read_inputs(config: RunConfig) -> Inputs:
         train, validation = split_validation(
             train, config.data.validation_fraction, config.data.seed
         )
+    if config.feedback.mixture is not None:
+        annotators(train, config.feedback.mixture)
     pad_token_id = tokenizer.pad_token_id
     assert isinstance(pad_token_id, int)
     return Inputs(pad_token_id=pad_token_id, train=train, validation=validation)
@@ -142,6 +145,28 @@ def read_rows(config: RunConfig, path: str, tokenizer: Any) -> list[Any]:
         return list(items)
     longest = data.max_prompt_length or max_length - data.sampling.max_new_tokens
     return load_prompts(path, tokenizer, max_prompt_length=longest, **shared)
+
+
+def annotators(pairs: Sequence[PreferencePair], settings: MixtureConfig) -> list[str]:
+    """Who judged, in order; raises `ValueError` where the column is missing or too few did."""
+    for pair in pairs:
+        if pair.prompt.extra.get(settings.annotator) in (None, ""):
+            raise ValueError(
+                f"row {pair.prompt.row}: there is no {settings.annotator} "
+                "(feedback.mixture.annotator), which should say who judged the pair"
+            )
+    names = sorted({annotator_of(pair, settings) for pair in pairs})
+    if len(names) < settings.num_models:
+        raise ValueError(
+            f"feedback.mixture.num_models={settings.num_models}, but the column "
+            f"{settings.annotator} names {len(names)} annotators: ask for fewer models"
+        )
+    return names
+
+
+def annotator_of(pair: PreferencePair, settings: MixtureConfig) -> str:
+    """Who judged a pair."""
+    return str(pair.prompt.extra[settings.annotator])
 
 
 def _read_validation(config: RunConfig, path: str, tokenizer: Any) -> list[Any]:

@@ -4,6 +4,7 @@ Kept apart from `cluster.learner_job`, so that the driver and Ray Train's contro
 pass these on, load neither torch nor vLLM.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,8 @@ class OfflineJob:
 
     config: RunConfig
     pad_token_id: int
-    train: list[Row]
-    validation: list[Row]
+    train: Sequence[Row]
+    validation: Sequence[Row]
 
 
 def online(arguments: dict[str, Any]) -> None:

@@ -43,7 +43,8 @@ def run(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[str, A
         facts = (_offline if config.algorithm.name in OFFLINE else _online)(
             config, inputs, progress
         )
-    _finish_policy(config)
+    if config.feedback.mixture is None:  # else each model was finished by itself
+        _finish_policy(config)
     summary = _summary(config, time.monotonic() - started, facts)
     folder = Path(config.cluster.run_dir)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
@@ -61,6 +62,10 @@ def _worker_logs(config: RunConfig) -> Iterator[None]:
 
 
 def _offline(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[str, Any]:
+    if config.feedback.mixture is not None:
+        from cluster.mixture import fit_mixture
+
+        return fit_mixture(config, inputs, progress, _finish_policy)
     job = OfflineJob(
         config=config,
         pad_token_id=inputs.pad_token_id,

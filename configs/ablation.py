@@ -25,6 +25,8 @@ from configs.schema import GROUP_WISE, OFFLINE, Positive, RunConfig, Section
 
 START = "{start}"
 """In overrides and in an inline base: the folder with the seed's world/, sft/ and reward_model/."""
+HERE = "{here}"
+"""In the same places: the folder of the ablation's file."""
 STAGES = ("sft", "reward_model")
 """What is trained once for a seed; stages of the demo."""
 OURS = ("cluster.run_dir", "data.seed")
@@ -335,7 +337,8 @@ def _load(
     base: str | dict[str, Any], file: Path, given: Sequence[str], start: Path | None, what: str
 ) -> RunConfig:
     """The configuration with absolute paths; raises `ConfigError` that says what it is of."""
-    overrides = [override.replace(START, str(start)) for override in given]
+    here = os.path.abspath(file.parent)
+    overrides = [o.replace(START, str(start)).replace(HERE, here) for o in given]
     try:
         config = _read(base, file, overrides, start)
         rewards = config.feedback.rewards
@@ -353,8 +356,9 @@ def _read(
 ) -> RunConfig:
     if isinstance(base, str):
         return load_config(file.parent / base, overrides)
-    text = json.dumps(base)
-    return load_config(None, overrides, base=json.loads(text.replace(START, str(start))))
+    text = json.dumps(base).replace(START, str(start))
+    text = text.replace(HERE, os.path.abspath(file.parent))
+    return load_config(None, overrides, base=json.loads(text))
 
 
 def _needs(configs: Sequence[RunConfig], start: Path) -> tuple[str, ...]:

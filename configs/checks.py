@@ -363,6 +363,7 @@ _ALWAYS: tuple[Rule, ...] = (
     feedback.reward_names,
     feedback.reward_settings,
     feedback.combination,
+    feedback.mixture_of_reward_models,
     feedback.one_worker,
     _correction_bounds,
     _kl_target,

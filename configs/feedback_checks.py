@@ -95,6 +95,16 @@ def _ensemble(reward: RewardConfig) -> str | None:
     return None
 
 
+def mixture_of_reward_models(config: RunConfig) -> str | None:
+    """Only reward models are fitted to annotators."""
+    if config.feedback.mixture is None or config.algorithm.name == "reward_model":
+        return None
+    return (
+        f"feedback.mixture has no meaning for algorithm.name={config.algorithm.name}: leave it "
+        "out, or train reward models first (attune reward-model) and name them as rewards"
+    )
+
+
 def one_worker(config: RunConfig) -> str | None:
     """Kinds that cannot be spread over workers."""
     workers = config.cluster.reward.num_workers

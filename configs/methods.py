@@ -397,7 +397,14 @@ METHODS: dict[str, Method] = {
     "unlikelihood": _stored(
         "imitate liked replies, unlearn the others",
         "Cai et al., arXiv 2312.02554",
-        {"name": "unlikelihood", "logp_reduction": "token_mean"},
+        {"name": "unlikelihood", "logp_reduction": "token_mean", "weight": 1.0},
+        arity="point",
+        reference="none",
+    ),
+    "filtered_sft": _stored(
+        "imitate liked replies, ignore the others",
+        "Cai et al., arXiv 2312.02554 (baseline)",
+        {"name": "unlikelihood", "logp_reduction": "token_mean", "weight": 0.0},
         arity="point",
         reference="none",
     ),

@@ -177,6 +177,19 @@ class RewardConfig(Section):
     """In the sum that the algorithm sees; 0 records the reward without learning from it."""
 
 
+class MixtureConfig(Section):
+    """Several reward models, each for the annotators whom it suits best (hard EM)."""
+
+    annotator: str
+    """Column that says who judged a pair."""
+    num_models: Annotated[int, Field(ge=2)] = 2
+    """Reward models; annotators find their own among them."""
+    max_rounds: Positive = 4
+    """Trainings of `algorithm.num_steps` steps, each followed by annotators changing models."""
+    min_gain: NonNegativeFloat = 0.0
+    """Nats by which another model must suit an annotator better to be changed to."""
+
+
 class FeedbackConfig(Section):
     """Who judges replies, and what becomes of a judge that fails."""
 
@@ -206,6 +219,9 @@ class FeedbackConfig(Section):
     """Bound on the absolute value of a combined score."""
     normalise: bool = False
     """Divide combined scores by their running standard deviation, mean removed."""
+    mixture: MixtureConfig | None = None
+    """Of reward_model: one model for each group of annotators who agree (MaxMin-RLHF), in
+    `models/0`, `models/1`, ... of the run folder."""
     deadline_s: PositiveFloat = 120.0
     """Of one scoring call. A call that takes longer has failed and its actor is replaced."""
     attempts: Positive = 3

@@ -42,9 +42,12 @@ def ulma(
     return torch.where(replies.is_demo, _weight(replies, logp_reduction), others)
 
 
-def unlikelihood(replies: Replies, *, logp_reduction: LogpReduction = "token_mean") -> Tensor:
-    """+ for a liked reply, - for another."""
-    return _weight(replies, logp_reduction) * (2 * replies.scores - 1)
+def unlikelihood(
+    replies: Replies, *, weight: float = 1.0, logp_reduction: LogpReduction = "token_mean"
+) -> Tensor:
+    """+ for a liked reply, -`weight` for another."""
+    liked = replies.scores
+    return _weight(replies, logp_reduction) * (liked - weight * (1 - liked))
 
 
 def kto(
@@ -69,6 +72,6 @@ def _weight(replies: Replies, logp_reduction: LogpReduction) -> Tensor:
 TEXTS = {
     "pointwise_dpo": "|o|·β·(r − σ(βh + c))",
     "ulma": "|o|·1[demo] + |o|·β·(r − σ(βh + c))·1[no demo]",
-    "unlikelihood": "2r − 1",
+    "unlikelihood": "r − weight·(1 − r)",
     "kto": "|o|·β·σ′(β·(h − z))·(desirable·1[liked] − undesirable·1[disliked])",
 }

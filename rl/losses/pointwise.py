@@ -57,10 +57,14 @@ def ulma(
     return torch.where(replies.is_demo, -logprobs, others)
 
 
-def unlikelihood(replies: Replies, *, logp_reduction: LogpReduction = "token_mean") -> Tensor:
-    """(P, K): -S of a liked reply, +S of another; ULMA's baseline, with no lower bound."""
+def unlikelihood(
+    replies: Replies, *, weight: float = 1.0, logp_reduction: LogpReduction = "token_mean"
+) -> Tensor:
+    """(P, K): -S of a liked reply, `weight` S of another: ULMA's baseline, with no lower bound; at
+    weight 0 it imitates liked replies alone.
+    """
     logprobs = replies.logprobs if logp_reduction == "sum" else replies.mean_logprobs
-    return (1 - 2 * replies.scores) * logprobs
+    return (weight * (1 - replies.scores) - replies.scores) * logprobs
 
 
 def kto(

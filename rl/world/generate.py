@@ -32,6 +32,12 @@ RATING_NOISE = 0.05
 """Standard deviation of a rating's score around gold."""
 GOOD = 0.5
 """Gold of a reply that is liked as often as not."""
+WRONG_SHARE = 0.25
+"""Of the labels in `likes_noisy`."""
+MAJORITY, MINORITY = "farid", "elif"
+"""Two individuals of opposite taste in every trait."""
+NUM_MAJORITY = 10
+"""Annotators of the majority's taste for one of the minority's."""
 CAREFUL = 0.3
 """Flaws in the replies shown to individuals, relative to demonstrations: taste should decide."""
 PERIOD = round(1 / RARE_SHARE)
@@ -48,7 +54,9 @@ class Sizes:
     demonstrations: int = 19_200
     pairs: int = 20_480
     ratings: int = 4_096
+    likes: int = 4_096
     pairs_per_individual: int = 256
+    pairs_per_annotator: int = 512
     tasks_per_kind: int = 64
 
     def __post_init__(self) -> None:
@@ -71,7 +79,13 @@ class World:
     demonstrations: list[Row]
     pairs: list[Row]
     ratings: list[Row]
+    likes: list[Row]
+    """Replies with a label, whether gold is above `GOOD`."""
+    likes_noisy: list[Row]
+    """The same rows, with `WRONG_SHARE` of the labels wrong."""
     individuals: list[Row]
+    annotators: list[Row]
+    """Pairs judged by eleven people of two opposite tastes, ten to one."""
     tasks: list[Row]
 
 
@@ -91,13 +105,16 @@ def generate(seed: int = 0, sizes: Sizes | None = None, *, temperature: float = 
     def stream(table: str) -> "_Stream":
         return _Stream(random.Random(f"{seed}/{table}"), taken, temperature)
 
-    tasks = stream("tasks")
+    tasks, likes = stream("tasks"), stream("likes").likes(sizes.likes)
     return World(
         prompts=requests[sizes.prompts_heldout :],
         prompts_heldout=heldout,
         demonstrations=stream("demonstrations").demonstrations(sizes.demonstrations),
         pairs=stream("pairs").pairs(sizes.pairs),
         ratings=stream("ratings").ratings(sizes.ratings),
+        likes=likes,
+        likes_noisy=stream("likes_noisy").with_wrong_labels(likes),
+        annotators=stream("annotators").annotators(sizes.pairs_per_annotator),
         individuals=stream("individuals").individuals(sizes.pairs_per_individual),
         tasks=[tasks.task(kind) for kind in ("keywords", "length") * sizes.tasks_per_kind],
     )
@@ -201,15 +218,40 @@ class _Stream:
             rows.append(row | {"score": score, "label": liked, "gold": gold})
         return rows
 
-    def individuals(self, count: int) -> list[Row]:
+    def likes(self, count: int) -> list[Row]:
         rows = []
-        for name, person in INDIVIDUALS.items():
-            for row, _ in self.requests(count):
-                replies = self.two_replies(row, CAREFUL)
-                best = self.prefer(individual_reward(name, [row["prompt"]] * 2, replies, [row] * 2))
-                labelled = {"chosen": replies[best], "rejected": replies[1 - best]}
-                rows.append({"individual": name} | asdict(person) | row | labelled)
+        for row in self.demonstrations(count):
+            gold = gold_reward([row["prompt"]], [row["completion"]], [row])["gold"][0]
+            rows.append(row | {"label": int(gold > GOOD), "gold": gold})
         return rows
+
+    def with_wrong_labels(self, rows: Iterable[Row]) -> list[Row]:
+        return [
+            row | {"label": 1 - row["label"] if self.rng.random() < WRONG_SHARE else row["label"]}
+            for row in rows
+        ]
+
+    def individuals(self, count: int) -> list[Row]:
+        return [
+            {"individual": name} | asdict(person) | row
+            for name, person in INDIVIDUALS.items()
+            for row in self.pairs_of(name, count)
+        ]
+
+    def annotators(self, count: int) -> list[Row]:
+        return [
+            {"annotator": f"{taste}-{number}"} | row
+            for taste, people in ((MAJORITY, NUM_MAJORITY), (MINORITY, 1))
+            for number in range(people)
+            for row in self.pairs_of(taste, count)
+        ]
+
+    def pairs_of(self, name: str, count: int) -> Iterable[Row]:
+        """Pairs as one individual judges them."""
+        for row, _ in self.requests(count):
+            replies = self.two_replies(row, CAREFUL)
+            best = self.prefer(individual_reward(name, [row["prompt"]] * 2, replies, [row] * 2))
+            yield row | {"chosen": replies[best], "rejected": replies[1 - best]}
 
     def prefer(self, values: Iterable[float]) -> int:
         """Index of the preferred of two values under Bradley-Terry noise."""

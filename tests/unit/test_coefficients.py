@@ -123,6 +123,7 @@ def test_pointwise_options(name, label_mode, logp_reduction):
     ("name", "options"),
     [
         ("unlikelihood", {"logp_reduction": "sum"}),
+        ("unlikelihood", {"weight": 0.0}),
         ("kto", {"beta": 0.5, "desirable": 1.3, "undesirable": 0.7}),
         ("slic", {"delta": 0.5, "weight": 0.3, "imitated": 2}),
         ("selm", {"beta": 0.4, "alpha": 0.2, "cap": 0.5}),

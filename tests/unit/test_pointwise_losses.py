@@ -212,6 +212,7 @@ def test_unlikelihood_is_nll_of_the_liked_less_that_of_the_others():
     row = replies([-12.0, -15.0], lengths=[6.0, 10.0], scores=[1.0, 0.0])
     assert unlikelihood(row)[0].tolist() == pytest.approx([2.0, -1.5])
     assert unlikelihood(row, logp_reduction="sum")[0].tolist() == pytest.approx([12.0, -15.0])
+    assert unlikelihood(row, weight=0.0)[0].tolist() == pytest.approx([2.0, 0.0])
 
 
 @pytest.mark.parametrize(("logp_reduction", "factor"), [("token_mean", 1.0), ("sum", 2.0)])

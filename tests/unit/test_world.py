@@ -22,7 +22,7 @@ from rl.world import (
     write_world,
 )
 from rl.world.gazetteer import PLACES, QUESTIONS
-from rl.world.generate import GOOD, World
+from rl.world.generate import GOOD, MAJORITY, MINORITY, World
 from rl.world.replies import Style, write_prompt, write_reply
 
 SMALL = Sizes(
@@ -31,7 +31,9 @@ SMALL = Sizes(
     demonstrations=4000,
     pairs=400,
     ratings=300,
+    likes=400,
     pairs_per_individual=40,
+    pairs_per_annotator=40,
     tasks_per_kind=12,
 )
 
@@ -67,7 +69,7 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(tmp_path):
     first, again, other = (
         write_world(tmp_path / name, seed, tiny) for name, seed in [("a", 0), ("b", 0), ("c", 1)]
     )
-    assert len(first) == 7
+    assert len(first) == 10
     for name, path in first.items():
         assert path.read_bytes() == again[name].read_bytes(), name
         assert path.read_bytes() != other[name].read_bytes(), name
@@ -82,13 +84,17 @@ def test_files_hold_the_columns_that_readers_need(tmp_path):
         "demonstrations": {"completion"},
         "pairs": {"chosen", "rejected"},
         "ratings": {"completion", "score", "label"},
+        "likes": {"completion", "label"},
+        "likes_noisy": {"completion", "label"},
+        "annotators": {"annotator", "chosen", "rejected"},
         "individuals": {"individual", "held_out", "detailed", "chosen", "rejected"},
         "tasks": {"task", "keywords", "min_words", "max_words", "base_rate", "headroom"},
     }
     for name, columns in more.items():
         table = pq.read_table(paths[name])
         assert request | columns <= set(table.column_names)
-        num_rows = {"individuals": 5 * len(INDIVIDUALS), "tasks": 2 * 5}.get(name, 5)
+        people = {"individuals": 5 * len(INDIVIDUALS), "annotators": 5 * 11}
+        num_rows = (people | {"tasks": 2 * 5}).get(name, 5)
         assert table.num_rows == num_rows, name
 
 
@@ -151,6 +157,32 @@ def test_ratings_lie_in_the_unit_interval_and_labels_follow_gold(world):
     assert 4 * standard_error < gap(chance), "the sample is too small to tell"
     assert abs(gap(liked) - gap(chance)) < 2 * standard_error
     assert abs(liked.mean() - chance.mean()) < 2 * (chance * (1 - chance)).mean() ** 0.5 / 300**0.5
+
+
+def test_a_quarter_of_the_noisy_labels_are_wrong(world):
+    clean, noisy = world.likes, world.likes_noisy
+    assert [row | {"label": 0} for row in clean] == [row | {"label": 0} for row in noisy]
+    assert all(row["label"] == (row["gold"] > GOOD) for row in clean)
+    wrong = sum(a["label"] != b["label"] for a, b in zip(clean, noisy, strict=True))
+    # 400 draws with probability 0.25: three standard deviations are 26.
+    assert abs(wrong - 100) < 26
+
+
+def test_ten_annotators_share_one_taste_and_the_eleventh_has_the_opposite(world):
+    people = {row["annotator"] for row in world.annotators}
+    assert len(people) == 11
+    assert {name for name in people if name.startswith(MINORITY)} == {f"{MINORITY}-0"}
+    one, other = INDIVIDUALS[MAJORITY], INDIVIDUALS[MINORITY]
+    for trait in ("detailed", "formal", "enthusiastic", "asks"):
+        assert getattr(one, trait) == -getattr(other, trait)
+    for name in (MAJORITY, MINORITY):
+        own = [row for row in world.annotators if row["annotator"].startswith(name)]
+        gaps = [
+            individual_reward(name, [row["prompt"]], [row["chosen"]], [row])[0]
+            - individual_reward(name, [row["prompt"]], [row["rejected"]], [row])[0]
+            for row in own
+        ]
+        assert sum(gap > 0 for gap in gaps) > 0.7 * len(gaps)
 
 
 def test_individuals_prefer_what_they_chose(world):
