@@ -15,7 +15,7 @@ from statistics import fmean
 import pyarrow.parquet as pq
 
 from cluster.evaluation import JudgedReply, with_total
-from cluster.ledger import read_ledger
+from cluster.ledger import labels_by_step
 from cluster.run_record import RunRecord, read_run
 from configs.ablation import Plan, PlannedRun
 from rl.statistics import Interval, mean_interval, paired_bootstrap, proportion_interval
@@ -186,9 +186,9 @@ def judged(run: PlannedRun, judge: str, when: str) -> list[float]:
 def labels_used(run_dir: Path) -> dict[int, int]:
     """Step -> replies judged up to its end, from the ledger; also those of groups filtered out."""
     total, used = 0, {}
-    for row in sorted(read_ledger(run_dir).to_pylist(), key=lambda row: row["step"]):
-        total += row["num_samples"]
-        used[row["step"]] = total
+    for step, labels in sorted(labels_by_step(run_dir).items()):
+        total += labels
+        used[step] = total
     return used
 
 

@@ -20,11 +20,20 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from actors.rollout import SampleRequest
 from cluster.evaluation import JudgedReply, answer_and_judge, judges_alone
 from cluster.fleet import EngineHandle, Fleet
-from cluster.ledger import Ledger, LedgerRow
+from cluster.ledger import (
+    FILTERED,
+    UNLABELLED,
+    USED,
+    Ledger,
+    LedgerRow,
+    labels_by_step,
+    labels_in,
+)
 from cluster.references import discard_references, has_reference, latest_reference
 from cluster.runtime import log_to_file
 from cluster.scoring import (
@@ -34,8 +43,10 @@ from cluster.scoring import (
     reward_groups,
     spawn_reference,
 )
+from configs.feedback_checks import labels_per_step
 from configs.schema import RunConfig
 from rl.data.stored import Item, mismatched, prompt_of, stored_rollouts
+from rl.feedback.selection import worthwhile
 from rl.types import Experience, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
@@ -156,7 +167,9 @@ class Collector:
 
     async def _collect(self, first_step: int) -> None:
         self._ids = unused_ids(self.ledger.used())
-        per_step = self.config.data.prompts_per_step
+        self._labels = labels_by_step(self.ledger.run_dir)
+        selection = self.config.feedback.selection
+        per_step = self.config.data.prompts_per_step * (selection.pool if selection else 1)
         for step in range(first_step, self.config.algorithm.num_steps + 1):
             async with self._advanced:
                 oldest = step - 1 - self.config.algorithm.max_staleness
@@ -166,25 +179,70 @@ class Collector:
 
     async def _batch(self, step: int, leased: Sequence[int]) -> StepBatch:
         started = time.monotonic()
-        experiences, sampled = await self._walks(leased)
+        unlabelled: list[list[Rollout]] = []
+        if self.config.feedback.selection is None:
+            experiences, sampled = await self._walks(leased)
+        else:
+            groups, unlabelled = await self._selected(leased)
+            sampled = time.monotonic()
+            experiences = await self._judged(groups)
         filtered: list[Experience] = []
         for _ in range(self.config.algorithm.resample_rounds):
             useless = [e for e in experiences if is_constant(e, self.config)]
+            useless = useless[: self._affordable(step, experiences, filtered)]
             if not useless:
                 break
             others, sampled = await self._walks(list(itertools.islice(self._ids, len(useless))))
             filtered += useless
             experiences = [e for e in experiences if e not in useless] + others
-        batch = StepBatch(
+        rows = [
+            *(_ledger_row(step, e.rollouts) for e in experiences),
+            *(_ledger_row(step, e.rollouts, FILTERED) for e in filtered),
+            *(_ledger_row(step, group, UNLABELLED) for group in unlabelled),
+        ]
+        labels = self._labels[step] = labels_in(rows)
+        return StepBatch(
             refs=[ray.put(experience) for experience in experiences],
-            rows=[_ledger_row(step, experience) for experience in experiences]
-            + [_ledger_row(step, experience, "filtered") for experience in filtered],
+            rows=rows,
             timing={
                 "time/sample": sampled - started,
                 "time/score": time.monotonic() - sampled,
+                "labels": float(labels),
             },
         )
-        return batch
+
+    def _affordable(
+        self, step: int, experiences: Sequence[Experience], filtered: Sequence[Experience]
+    ) -> int | None:
+        """Groups that the budget still pays for beside what the steps to come need."""
+        budget, each = self.config.feedback.label_budget, labels_per_step(self.config)
+        if budget is None:
+            return None
+        own = sum(len(e.rollouts) for e in [*experiences, *filtered])
+        before = sum(self._labels.get(other, each) for other in range(1, step))
+        left = budget - before - own - each * (self.config.algorithm.num_steps - step)
+        return max(0, left // (each // self.config.data.prompts_per_step))
+
+    async def _selected(
+        self, leased: Sequence[int]
+    ) -> tuple[list[list[Rollout]], list[list[Rollout]]]:
+        """The groups that are worth their labels, and the others."""
+        parts = await asyncio.gather(*(self._replies(lease) for lease in self._leases(leased)))
+        groups = [group for part in parts for group in part]
+        selection = self.config.feedback.selection
+        assert selection is not None
+        reference = None
+        if selection.by in ("certainty", "hybrid"):
+            flat = [rollout for group in groups for rollout in group]
+            sums = [float(row.sum()) for row in await self._reference_logprobs(flat)]
+            reference = torch.tensor(sums).view(len(groups), -1)
+        own = torch.tensor([[float(r.rollout_logprobs.sum()) for r in group] for group in groups])
+        worth = worthwhile(selection.by, own, reference, self.config.data.prompts_per_step)
+        chosen = set(worth.tolist())
+        return (
+            [group for index, group in enumerate(groups) if index in chosen],
+            [group for index, group in enumerate(groups) if index not in chosen],
+        )
 
     async def _walks(self, leased: Sequence[int]) -> tuple[list[Experience], float]:
         """Groups through sampling and scoring, lease by lease; also when sampling ended."""
@@ -201,6 +259,9 @@ class Collector:
         """One lease through sampling and scoring; also when its sampling ended."""
         groups = await self._replies(lease)
         sampled = time.monotonic()
+        return await self._judged(groups), sampled
+
+    async def _judged(self, groups: Sequence[Sequence[Rollout]]) -> list[Experience]:
         flat = [rollout for group in groups for rollout in group]
         others = others_behind(groups) if self.config.algorithm.loss.name == "kto" else []
         *scores, logprobs = await asyncio.gather(
@@ -217,7 +278,7 @@ class Collector:
             unscored = build_experiences([[r] for r in others], {}, logprobs[len(flat) :])
             pairs = zip(experiences, unscored, strict=True)
             experiences = [replace(group, mismatched=other) for group, other in pairs]
-        return experiences, sampled
+        return experiences
 
     async def _replies(self, lease: Sequence[int]) -> list[list[Rollout]]:
         """The groups of a lease: sampled from the policy or the reference, stored, or both."""
@@ -357,13 +418,12 @@ def is_constant(experience: Experience, config: RunConfig) -> bool:
     return len({sum(row) if is_sum else tuple(row) for row in judged}) == 1
 
 
-def _ledger_row(step: int, experience: Experience, status: str = "used") -> LedgerRow:
-    rollouts = experience.rollouts
+def _ledger_row(step: int, rollouts: Sequence[Rollout], status: str = USED) -> LedgerRow:
     return LedgerRow(
-        group_id=experience.group_id,
+        group_id=rollouts[0].group_id,
         status=status,
         step=step,
-        attempts=experience.attempts,
+        attempts=1,
         engine=rollouts[0].engine,
         oldest_version=min(rollout.oldest_version for rollout in rollouts),
         newest_version=max(rollout.newest_version for rollout in rollouts),

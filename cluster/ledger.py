@@ -29,13 +29,17 @@ SCHEMA = pa.schema(
 )
 
 
+USED, FILTERED, UNLABELLED = "used", "filtered", "unlabelled"
+
+
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
     """One prompt group of one learner step."""
 
     group_id: int
     status: str
-    """`used`, or `filtered`: sampled and scored, but all its replies scored the same."""
+    """`used`; `filtered`: sampled and scored, but all its replies scored the same; `unlabelled`:
+    sampled, but not worth a label."""
     step: int
     attempts: int
     engine: str
@@ -102,3 +106,17 @@ def read_ledger(run_dir: str | Path) -> pa.Table:
 
 def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step="))
+
+
+def labels_in(rows: Iterable[LedgerRow]) -> int:
+    """Replies of these groups that were judged."""
+    return sum(row.num_samples for row in rows if row.status != UNLABELLED)
+
+
+def labels_by_step(run_dir: str | Path) -> dict[int, int]:
+    """Step -> replies that were judged for it."""
+    found: dict[int, int] = {}
+    for row in read_ledger(run_dir).to_pylist():
+        if row["status"] != UNLABELLED:
+            found[row["step"]] = found.get(row["step"], 0) + row["num_samples"]
+    return found

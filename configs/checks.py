@@ -109,6 +109,8 @@ def _offline_is_plain(config: RunConfig) -> str | None:
     remedies = {
         "data.samples_per_prompt=1": config.data.samples_per_prompt == 1,
         "no feedback.rewards": not config.feedback.rewards,
+        "no feedback.selection": config.feedback.selection is None,
+        "no feedback.label_budget": config.feedback.label_budget is None,
         "algorithm.advantage=none": algorithm.advantage == "none",
         "algorithm.max_staleness=0": algorithm.max_staleness == 0,
         "algorithm.correction.mode=none": algorithm.correction.mode == "none",
@@ -376,6 +378,8 @@ _SAMPLED: tuple[Rule, ...] = (
     _reply_fits,
     feedback.rewards_needed,
     feedback.something_to_compare,
+    feedback.selection,
+    feedback.label_budget,
     _overlong_buffer,
     _tensor_parallel,
     _transport,

@@ -95,6 +95,60 @@ def _ensemble(reward: RewardConfig) -> str | None:
     return None
 
 
+def selection(config: RunConfig) -> str | None:
+    """Only fresh replies can be left unjudged, and a policy's certainty is against a reference."""
+    chosen = config.feedback.selection
+    if chosen is None:
+        return None
+    if config.data.source != "policy":
+        return (
+            f"feedback.selection chooses among fresh replies, and data.source={config.data.source} "
+            "has others: use data.source=policy, or leave it out"
+        )
+    if config.algorithm.resample_rounds:
+        return (
+            f"algorithm.resample_rounds={config.algorithm.resample_rounds} would judge more than "
+            "feedback.selection chose: set it to 0, or leave out the selection"
+        )
+    if chosen.by in ("certainty", "hybrid"):
+        if config.model.reference_update == "none":
+            return (
+                f"feedback.selection.by={chosen.by} reads a reference, and "
+                f"algorithm.name={config.algorithm.name} has none: use entropy"
+            )
+        if config.data.samples_per_prompt < 2:
+            return (
+                f"feedback.selection.by={chosen.by} compares the replies to one prompt: set "
+                "data.samples_per_prompt to 2 or more"
+            )
+    return None
+
+
+def label_budget(config: RunConfig) -> str | None:
+    """It pays for every step; what resampling may take besides is what is left of it."""
+    budget = config.feedback.label_budget
+    if budget is None:
+        return None
+    if "stored" in config.data.source:
+        return (
+            f"feedback.label_budget counts fresh replies, and data.source={config.data.source} "
+            "has judged ones: leave it out"
+        )
+    steps, each = config.algorithm.num_steps, labels_per_step(config)
+    if steps * each <= budget:
+        return None
+    return (
+        f"feedback.label_budget={budget} pays for {budget // each} steps of {each} judged replies, "
+        f"not for algorithm.num_steps={steps}: lower that, or raise the budget to {steps * each}"
+    )
+
+
+def labels_per_step(config: RunConfig) -> int:
+    """Fresh replies that are judged in one step, without those of resampling."""
+    greedy = config.algorithm.advantage == "greedy_baseline"
+    return config.data.prompts_per_step * (num_replies(config) + greedy)
+
+
 def mixture_of_reward_models(config: RunConfig) -> str | None:
     """Only reward models are fitted to annotators."""
     if config.feedback.mixture is None or config.algorithm.name == "reward_model":

@@ -190,6 +190,17 @@ class MixtureConfig(Section):
     """Nats by which another model must suit an annotator better to be changed to."""
 
 
+class SelectionConfig(Section):
+    """Which prompts are worth a label (Active Preference Learning, arXiv 2402.08114)."""
+
+    by: Literal["random", "entropy", "certainty", "hybrid"]
+    """entropy: where the policy is least sure what to say; certainty: where its implicit reward,
+    against the reference, tells its replies apart most, since what it is surely wrong about teaches
+    most; hybrid: by certainty, of the half of highest entropy; random: for comparison."""
+    pool: Annotated[int, Field(ge=2)] = 4
+    """Prompts that are sampled for each one whose replies are judged and learned from."""
+
+
 class FeedbackConfig(Section):
     """Who judges replies, and what becomes of a judge that fails."""
 
@@ -219,6 +230,10 @@ class FeedbackConfig(Section):
     """Bound on the absolute value of a combined score."""
     normalise: bool = False
     """Divide combined scores by their running standard deviation, mean removed."""
+    selection: SelectionConfig | None = None
+    """Judge only what is worth it, where labels are dear; all of it where empty."""
+    label_budget: Positive | None = None
+    """Replies that may be judged in all; every step records how many it took."""
     mixture: MixtureConfig | None = None
     """Of reward_model: one model for each group of annotators who agree (MaxMin-RLHF), in
     `models/0`, `models/1`, ... of the run folder."""

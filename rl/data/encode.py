@@ -158,7 +158,9 @@ def load_lists(
                 "give every prompt as many"
             )
         prompt = _prompt(example, tokenizer, system_prompt)
-        replies = tuple(_reply(example, reply, tokenizer) for reply in example.replies)
+        replies = tuple(
+            _reply(example, reply, tokenizer, may_be_empty=True) for reply in example.replies
+        )
         start = len(prompt.tokens)
         tokens = tuple(_prompt_and_reply(prompt, reply, tokenizer)[start:] for reply in replies)
         item = ScoredReplies(prompt=prompt, replies=replies, tokens=tokens, scores=example.scores)

@@ -5,42 +5,12 @@ implicit reward is of their order: a pair it is confidently wrong about teaches 
 nats, certainty in the unit of the reward. The paper's gains are unverified.
 """
 
-from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, kw_only=True)
-class LabelBudget:
-    """How many labels may be bought, and how many were.
-
-    >>> LabelBudget(limit=10).spend(4)
-    LabelBudget(limit=10, spent=4)
-    """
-
-    limit: int
-    spent: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.spent <= self.limit:
-            raise ValueError(
-                f"label budget: {self.spent} of {self.limit} spent; give 0 <= spent <= limit"
-            )
-
-    @property
-    def left(self) -> int:
-        """Labels that can still be bought."""
-        return self.limit - self.spent
-
-    def spend(self, n: int) -> "LabelBudget":
-        """The budget after `n` more labels; ValueError where they exceed it."""
-        if not 0 <= n <= self.left:
-            raise ValueError(
-                f"label budget: {n} labels asked for, {self.left} of {self.limit} left; "
-                "raise the limit or ask for fewer"
-            )
-        return replace(self, spent=self.spent + n)
+Criterion = Literal["random", "entropy", "certainty", "hybrid"]
 
 
 def predictive_entropy(logprobs: Tensor) -> Tensor:
@@ -93,3 +63,24 @@ def hybrid(entropies: Tensor, certainties: Tensor, pool: int, count: int) -> Ten
         raise ValueError(f"{len(entropies)} entropies but {len(certainties)} certainties")
     candidates = largest(entropies, pool)  # (pool,)
     return candidates[largest(certainties[candidates], count)]
+
+
+def worthwhile(by: Criterion, logprobs: Tensor, reference: Tensor | None, count: int) -> Tensor:
+    """(count,) int64: the prompts whose replies to have judged, by `by`.
+
+    `logprobs` and `reference` (P, N) are sequence log-probs of N replies per prompt under the
+    policy that drew them and under the reference, which entropy and random do not read. Prompts
+    arrive in random order, so random takes the first. Where N > 2, certainty is of the two replies
+    that are furthest apart. Hybrid's pool is the half of highest entropy.
+    """
+    if by == "random":
+        return torch.arange(count)
+    entropies = predictive_entropy(logprobs)
+    if by == "entropy":
+        return largest(entropies, count)
+    assert reference is not None, "certainty is of the policy against its reference"
+    ratios = logprobs - reference  # the implicit reward, but for beta, which keeps the order
+    certainties = certainty(ratios.amax(-1), ratios.amin(-1))
+    if by == "certainty":
+        return largest(certainties, count)
+    return hybrid(entropies, certainties, max(count, len(entropies) // 2), count)

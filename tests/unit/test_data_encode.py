@@ -322,7 +322,6 @@ def test_a_list_keeps_every_reply_with_its_score_behind_one_prompt(chat, write):
             LIST | {"replies": ["good"] * 3, "scores": [1.0] * 3},
             "line 2: 3 replies, but the first row has 2",
         ),
-        (LIST | {"replies": ["good", " "]}, "line 2: the reply is empty"),
     ],
 )
 def test_a_wrong_list_is_named_by_its_row(chat, write, row, words):
@@ -340,3 +339,8 @@ def test_replies_are_read_from_files_of_every_kind_but_prompts(chat, write):
         assert type(item).__name__.startswith(kind)
     with pytest.raises(ValueError, match="holds prompts, but replies are needed"):
         load_replies(write({"prompt": "hi"}), chat, **ROOM)
+
+
+def test_a_list_may_hold_an_empty_reply_that_was_sampled(chat, write):
+    (item,) = load_lists(write(LIST | {"replies": ["good", ""]}), chat, **ROOM)
+    assert item.tokens == ((GOOD, EOS), (EOS,))

@@ -10,12 +10,12 @@ from rl.feedback.curation import curate
 from rl.feedback.implicit import implicit_reward, preference_probability
 from rl.feedback.ranking import borda, cancel_order, mean_win_probability, parse_verdict, ranks
 from rl.feedback.selection import (
-    LabelBudget,
     certainty,
     hybrid,
     largest,
     predictive_entropy,
     preference_entropy,
+    worthwhile,
 )
 
 
@@ -109,16 +109,17 @@ def test_candidates_that_cannot_be_ranked_are_refused():
         predictive_entropy(t(-1.0))
 
 
-def test_a_budget_is_spent_to_the_last_label_and_not_beyond():
-    budget = LabelBudget(limit=5)
-    after = budget.spend(3).spend(2)
-    assert (budget.left, after.spent, after.left) == (5, 5, 0)
-    with pytest.raises(ValueError, match="1 labels asked for, 0 of 5 left") as refused:
-        after.spend(1)
-    assert "\n" not in str(refused.value)
-    for wrong in (lambda: budget.spend(-1), lambda: LabelBudget(limit=1, spent=2)):
-        with pytest.raises(ValueError, match="label budget"):
-            wrong()
+def test_what_is_worth_a_label_by_each_criterion():
+    # Log-ratios per prompt: 0, 4 (-3 to 1), 1, 3; entropies 1, 5, 3, 9.
+    logprobs = torch.tensor([[-1.0, -1.0], [-7.0, -3.0], [-2.5, -3.5], [-9.0, -9.0]])
+    ratios = torch.tensor([[0.0, 0.0], [-3.0, 1.0], [0.5, -0.5], [1.5, -1.5]])
+    reference = logprobs - ratios
+    assert worthwhile("random", logprobs, None, 2).tolist() == [0, 1]
+    assert worthwhile("entropy", logprobs, None, 2).tolist() == [3, 1]
+    assert worthwhile("certainty", logprobs, reference, 3).tolist() == [1, 3, 2]
+    # Of the two of highest entropy the surer one, and all of them where as many are wanted.
+    assert worthwhile("hybrid", logprobs, reference, 1).tolist() == [1]
+    assert worthwhile("hybrid", logprobs, reference, 4).tolist() == [1, 3, 2, 0]
 
 
 # --- ranking

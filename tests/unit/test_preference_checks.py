@@ -44,6 +44,18 @@ JUDGE = "feedback.rewards.g.kind=gold"
             ],
             "measured against a reference",
         ),
+        (
+            ["algorithm.name=online_dpo", JUDGE, "feedback.label_budget=50"],
+            "pays for 3 steps of 16 judged replies, not for algorithm.num_steps=6: lower that, "
+            "or raise the budget to 96",
+        ),
+        (["algorithm.name=dpo", "feedback.label_budget=100"], "counts fresh replies"),
+        (["algorithm.name=dpo", "feedback.selection.by=random"], "chooses among fresh replies"),
+        (
+            ["algorithm.name=ppo", JUDGE, "feedback.selection.by=certainty"],
+            "compares the replies to one prompt",
+        ),
+        (["algorithm.name=online_dpo", JUDGE, "feedback.mixture.annotator=who"], "no meaning for"),
         (["algorithm.name=dpo", "feedback.curate_by=rm"], "is no reward that judges replies"),
         (
             ["algorithm.name=kto", "feedback.curate_by=g", JUDGE, "feedback.rewards.g.weight=0"],

@@ -1,11 +1,12 @@
 """Intervals against closed forms and numbers worked out by hand."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
-from rl.statistics import mean_interval, paired_bootstrap, proportion_interval
+from rl.statistics import best_of_n, mean_interval, paired_bootstrap, proportion_interval
 
 
 def test_mean_interval_of_three_values_is_students_t_with_two_degrees_of_freedom():
@@ -124,3 +125,12 @@ def test_the_same_seed_gives_the_same_interval():
 def test_input_that_means_nothing_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_the_best_of_n_is_the_mean_over_all_subsets():
+    scores = np.array([[0.3, -1.0, 2.0, 0.5], [1.0, 1.0, 1.0, 1.0]])
+    for n in (1, 2, 3, 4):
+        expected = [np.mean([max(s) for s in itertools.combinations(row, n)]) for row in scores]
+        assert best_of_n(scores, n) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="best of 5 of 4 replies"):
+        best_of_n(scores, 5)
