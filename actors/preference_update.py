@@ -7,8 +7,9 @@ reply that is in several units is computed once for each. The maths is in `rl/`.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from configs.methods import ARITY
 from rl.experience import PolicyBatch, build_batch
 from rl.feedback.curation import curate
 from rl.logprobs import NextTokenLayout
-from rl.losses.pointwise import class_weights
+from rl.losses.pointwise import class_weights, estimate_c, mean_score
 from rl.losses.references import mixed_reference
 from rl.losses.replies import Replies
 from rl.masking import masked_sum
@@ -110,6 +111,16 @@ class PreferenceUpdate:
         )  # (M, B), or empty
         self.num_pairs = 0
         """Before curation."""
+        is_reference = torch.tensor([source == "reference" for source in self.sources])
+        groups = [torch.tensor(rows) for rows in batch.group_rows]
+        self.c: torch.Tensor | None = None
+        """(B,) beta log Z of each reply's prompt, where it is estimated."""
+        if self.settings.loss.c == "estimated":
+            assert self.settings.loss.beta is not None
+            estimate = partial(estimate_c, beta=self.settings.loss.beta)
+            self.c = of_reference(estimate, scores, is_reference, groups)
+        if self.settings.loss.centred:
+            self.scores = scores - of_reference(mean_score, scores, is_reference, groups)
         self.units = self._make_units(experiences)
         self.extras: dict[str, Any] = self.settings.loss.parameters()
         if "baseline" in self.loss.needs:
@@ -252,6 +263,8 @@ class PreferenceUpdate:
         )
         explored = self.units.explored[units].to(flat.device)
         extras = self.extras | ({"explored": explored} if "explored" in self.loss.needs else {})
+        if self.c is not None:
+            extras["c"] = self.c[rows].view(shape).to(flat.device)
         values = self.loss.function(replies, **extras)
         values = values[:, 0] if values.dim() == 2 else values  # a point-wise unit is one reply
         loss = (values * self._weights(units).to(values.device)).sum()
@@ -348,3 +361,19 @@ class PreferenceUpdate:
         if "explored" in self.loss.needs:
             metrics["preference/explored_log_ratio"] = total["explored"] / units
         return metrics
+
+
+def of_reference(
+    statistic: Callable[[torch.Tensor], torch.Tensor],
+    scores: torch.Tensor,
+    is_reference: torch.Tensor,
+    groups: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    """(B,): a statistic (1, M) -> (1, 1) of the scores of the reference's replies to a prompt.
+
+    `groups` are the rows of each prompt's replies, M of which are the reference's.
+    """
+    found = torch.zeros_like(scores)
+    for rows in groups:
+        found[rows] = statistic(scores[rows[is_reference[rows]]][None]).item()
+    return found

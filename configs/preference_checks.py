@@ -50,6 +50,21 @@ def loss_takes(config: RunConfig) -> str | None:
     return f"algorithm.loss.{unknown[0]} has no meaning for algorithm.name={name}: it takes {takes}"
 
 
+def c_has_samples(config: RunConfig) -> str | None:
+    """What is known of the reference's replies is known from replies of the reference."""
+    loss, source = config.algorithm.loss, config.data.source
+    for setting, is_given in (
+        ("c=estimated", loss.c == "estimated"),
+        ("centred=true", loss.centred),
+    ):
+        if is_given and source != "policy+reference":
+            return (
+                f"algorithm.loss.{setting} is taken from the reference's replies, and data.source="
+                f"{source} has none: use data.source=policy+reference"
+            )
+    return None
+
+
 def enough_replies(config: RunConfig) -> str | None:
     """Two replies at least where they are compared."""
     data, needed = config.data, 1 if ARITY.get(config.data.pairing) == "point" else 2
@@ -222,6 +237,7 @@ def greedy_is_one(config: RunConfig) -> str | None:
 PREFERENCE = (
     arity_fits,
     loss_takes,
+    c_has_samples,
     enough_replies,
     labels_are_stored,
     no_kl_term,

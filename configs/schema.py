@@ -332,8 +332,12 @@ class LossConfig(Section):
     """Weight of imitating the best reply (RRHF, PRO)."""
     clip_w: PositiveFloat | None = None
     clip_l: PositiveFloat | None = None
-    c: float | None = None
-    """beta log Z of point-wise losses, added to implicit rewards."""
+    c: float | Literal["estimated"] | None = None
+    """beta log Z of point-wise losses, added to implicit rewards: a number for all prompts; or
+    estimated for each from the reference's replies to it, with `data.source: policy+reference`."""
+    centred: bool | None = None
+    """Of point-wise losses: take from a score the mean score of the reference's replies to its
+    prompt; the least that scores need where c is 0."""
     label_mode: Literal["binary", "continuous"] | None = None
     logp_reduction: Literal["sum", "token_mean"] | None = None
     reduction: Literal["global", "class_balanced"] | None = None
@@ -343,8 +347,12 @@ class LossConfig(Section):
 
     def parameters(self) -> dict[str, object]:
         """What the loss function is called with."""
-        own = ("name", "reduction")
-        return {name: value for name, value in self if name not in own and value is not None}
+        own = ("name", "reduction", "centred")
+        return {
+            name: value
+            for name, value in self
+            if name not in own and value is not None and value != "estimated"
+        }
 
 
 class AlgorithmConfig(Section):

@@ -30,7 +30,7 @@ def pointwise_dpo(
     logp_reduction: LogpReduction = "sum",
 ) -> Tensor:
     """(P, K): binary -[z log s(r) + (1 - z) log s(-r)] with labels z; continuous (z - r)^2, whose
-    scores z want a true c, or at least `centre_scores`. (arXiv 2312.02554.)
+    scores z want a true c, or at least centring (`mean_score`). (arXiv 2312.02554.)
     """
     implicit = "log_ratio" if logp_reduction == "sum" else "mean_log_ratio"
     r = beta * implicit_rewards(replies, implicit) + c
@@ -92,11 +92,11 @@ def estimate_c(scores: Tensor, *, beta: float) -> Tensor:
     return beta * log_mean
 
 
-def centre_scores(scores: Tensor, reference_scores: Tensor) -> Tensor:
-    """(P, K): scores less the mean score (P, M) of the reference's replies to the same prompt: the
+def mean_score(scores: Tensor) -> Tensor:
+    """(P, 1): mean of scores (P, M) of the reference's replies. Taken from every score, it is the
     least that continuous labels need while c = 0, or every u is pushed the same way.
     """
-    return scores - reference_scores.mean(-1, keepdim=True)
+    return scores.mean(-1, keepdim=True)
 
 
 def class_weights(

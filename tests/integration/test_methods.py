@@ -30,8 +30,34 @@ from tests.integration.method_steps import start_method_learner
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 3
+JUDGE = "feedback.rewards.judge={kind: function, path: '{judge}'}"
 SAMPLED = [name for name in METHODS if name not in ("sft", "reward_model")]
 """SFT and the reward model have a learner job of their own: see `test_supervised.py`."""
+
+
+ONLINE = [
+    "data.source=policy+reference",
+    "data.samples_per_prompt=2",
+    "feedback.rewards.label=null",
+]
+SECOND = "feedback.rewards.brief={kind: function, path: '{judge}:brief'}"
+VARIANTS: dict[str, list[str]] = {
+    # Point-wise losses on scored fresh replies, with what the reference's replies say of c(x).
+    "pointwise_dpo, c estimated": [*ONLINE, "algorithm.loss={c: estimated, label_mode: continuous}"],
+    "pointwise_dpo, centred": [*ONLINE, "algorithm.loss={centred: true, label_mode: continuous}"],
+    # Several rewards, each way of putting them together that is not a sum.
+    "rloo, minimum": [SECOND, "feedback.combine=minimum"],
+    "rloo, group_minimum": [SECOND, "feedback.combine=group_minimum"],
+    "rloo, lagrangian": [
+        SECOND, "feedback.combine=lagrangian", "feedback.bounds={brief: -0.5}",
+        "feedback.multipliers={brief: 0.7}",
+    ],
+    "rloo, one-shot lagrangian": [
+        SECOND, "feedback.combine=lagrangian", "feedback.bounds={brief: -0.5}",
+        "feedback.one_shot=true", "algorithm.kl.coef=0.1",
+    ],
+}  # fmt: skip
+"""Method and what is told apart by it, with what a user adds to the row."""
 
 
 def write_rows(folder: Path) -> dict[str, Path]:
@@ -52,6 +78,8 @@ def settings_of(name: str, paths: dict[str, Path], model: Path, folder: Path) ->
     judge.write_text(
         "def reward(prompts, replies, rows):\n"
         "    return [len(set(r.split())) / 16 - 0.02 * len(r) / 80 for r in replies]\n"
+        "def brief(prompts, replies, rows):\n"
+        "    return [-len(r) / 80 for r in replies]\n"
     )
     overrides = [
         f"algorithm.name={name}", f"algorithm.num_steps={STEPS}", f"model.path={model}",
@@ -100,8 +128,13 @@ class House:
     async def _group(self, make: Callable[[], ScoringGroup]) -> ScoringGroup:
         return make()
 
-    def config(self, name: str, folder: Path) -> RunConfig:
-        return load_config(None, settings_of(name, self.paths, self.model, folder))
+    def config(self, name: str, folder: Path, *more: str) -> RunConfig:
+        given = settings_of(name, self.paths, self.model, folder)
+        if "feedback.rewards.label=null" in more:
+            given += [f"data.train={self.paths['prompts']}", JUDGE]
+        judge = str(folder.parent / "judge.py")
+        told = [override.replace("{judge}", judge) for override in [*given, *more]]
+        return load_config(None, told)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(work)
@@ -170,9 +203,10 @@ async def steps(house: House, config: RunConfig) -> tuple[list[dict], list[Exper
                 ray.kill(worker)
 
 
-@pytest.mark.parametrize("name", SAMPLED)
+@pytest.mark.parametrize("name", [*SAMPLED, *VARIANTS])
 def test_three_steps_and_a_lower_loss_on_a_fixed_batch(house: House, name: str) -> None:
-    config = house.config(name, house.folder / name)
+    method = name.partition(",")[0]
+    config = house.config(method, house.folder / name.replace(", ", "-"), *VARIANTS.get(name, ()))
     assert ray.get(house.learner.take_up.remote(config), timeout=240) <= 1e-4
     found, experiences = house.run(steps(house, config))
     assert len(found) == STEPS

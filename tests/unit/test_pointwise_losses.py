@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from rl.losses.pointwise import (
-    centre_scores,
     class_weights,
     estimate_c,
     kto,
+    mean_score,
     pairs_to_points,
     pointwise_dpo,
     ulma,
@@ -257,7 +257,7 @@ def test_c_is_estimated_from_the_scores_of_the_reference_s_replies():
 
 
 def test_scores_are_centred_on_the_reference_s_mean():
-    centred = centre_scores(torch.tensor([[2.0, 5.0]]), torch.tensor([[1.0, 2.0, 3.0]]))
+    centred = torch.tensor([[2.0, 5.0]]) - mean_score(torch.tensor([[1.0, 2.0, 3.0]]))
     assert centred.tolist() == [[0.0, 3.0]]
 
 

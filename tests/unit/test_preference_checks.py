@@ -56,6 +56,11 @@ JUDGE = "feedback.rewards.g.kind=gold"
             "compares the replies to one prompt",
         ),
         (["algorithm.name=online_dpo", JUDGE, "feedback.mixture.annotator=who"], "no meaning for"),
+        (["algorithm.name=ulma", "algorithm.loss.c=estimated"], "has none: use data.source=policy"),
+        (
+            ["algorithm.name=ulma", "algorithm.loss.centred=true"],
+            "has none: use data.source=policy",
+        ),
         (["algorithm.name=dpo", "feedback.curate_by=rm"], "is no reward that judges replies"),
         (
             ["algorithm.name=kto", "feedback.curate_by=g", JUDGE, "feedback.rewards.g.weight=0"],
