@@ -53,7 +53,7 @@ VARIANTS: dict[str, list[str]] = {
         "feedback.multipliers={brief: 0.7}",
     ],
     "rloo, one-shot lagrangian": [
-        SECOND, "feedback.combine=lagrangian", "feedback.bounds={brief: -0.5}",
+        SECOND, "feedback.combine=lagrangian", "feedback.bounds={brief: -0.92}",
         "feedback.one_shot=true", "algorithm.kl.coef=0.1",
     ],
 }  # fmt: skip
