@@ -14,7 +14,9 @@ import queue
 import shutil
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -26,7 +28,10 @@ from cluster.progress import RunProgress, default_console
 from configs.ablation import Plan, PlannedRun, Start, make_plan, read_ablation
 from configs.errors import ConfigError
 from configs.load import load_config, to_yaml
-from configs.schema import RunConfig
+from configs.schema import OFFLINE, RunConfig
+
+if TYPE_CHECKING:
+    from cluster.house import House
 
 logger = logging.getLogger(__name__)
 
@@ -160,8 +165,10 @@ def _run_all(plan: Plan, debug: bool) -> None:
     import cluster.run  # noqa: F401
     from cluster.runtime import ray_session
 
-    with ray_session(_session_config(plan), plan.parallel):
-        jobs = _Jobs(plan, debug)
+    with (
+        ray_session(_session_config(plan), plan.parallel),
+        closing(_Jobs(plan, debug)) as jobs,
+    ):
         for start, runs in plan.starts:
             todo = [run for run in runs if not is_done(run.config)]
             reason = jobs.begin(start) if start and todo else None
@@ -186,12 +193,14 @@ _Job = tuple[RunConfig, str, int | None]
 
 
 class _Jobs:
-    """Runs of one ablation, a few at a time.
+    """Runs of one ablation, a few at a time; each takes over processes of the one before.
 
     Runs wait for Ray in daemon threads, so Ctrl-C reaches the driver at once; Ray's end ends them.
     """
 
     def __init__(self, plan: Plan, debug: bool) -> None:
+        from cluster.house import House
+
         self.plan = plan
         self.debug = debug
         self.total = len(plan.runs)
@@ -199,6 +208,12 @@ class _Jobs:
         # Bars redrawn in place cannot share a terminal: several runs print lines instead.
         several = plan.parallel > 1
         self.console = Console(stderr=True, force_terminal=False) if several else default_console()
+        self.houses = [House() for _ in range(plan.parallel)]
+
+    def close(self) -> None:
+        """End the processes that runs left to each other."""
+        for house in self.houses:
+            house.close()
 
     def begin(self, start: Start) -> str | None:
         """Make what the seed's runs start from, unless it is there; the reason where that fails."""
@@ -233,19 +248,22 @@ class _Jobs:
         reasons: list[str] = []
         stopping = threading.Event()
 
-        def work() -> None:
+        def work(house: "House") -> None:
             while not stopping.is_set():
                 try:
                     config, title, sample = waiting.get_nowait()
                 except queue.Empty:
                     return
-                reason = _attempt(config, title, sample, self.console, self.debug)
+                reason = _attempt(config, title, sample, house, self.console, self.debug)
                 if reason is not None and not stopping.is_set():
                     _note(Path(config.cluster.run_dir), reason)
                     self.console.print(f"{title}  failed: {reason}", markup=False, soft_wrap=True)
                     reasons.append(reason)
 
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(at_once)]
+        threads = [
+            threading.Thread(target=work, args=[house], daemon=True)
+            for house in self.houses[:at_once]
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -258,7 +276,12 @@ class _Jobs:
 
 
 def _attempt(
-    config: RunConfig, title: str, sample: int | None, console: Console, debug: bool
+    config: RunConfig,
+    title: str,
+    sample: int | None,
+    house: "House",
+    console: Console,
+    debug: bool,
 ) -> str | None:
     """Run to the end; one line on what ended it where that was too early."""
     from cluster.run import run
@@ -268,12 +291,14 @@ def _attempt(
     (folder / FAILED).unlink(missing_ok=True)
     try:
         prepare_run_dir(config, resume=is_begun(config), text=to_yaml(config))
+        if sample is not None or config.algorithm.name in OFFLINE:
+            house.close()  # nothing of it is of use there, and it holds processors
         if sample is not None:
             _draw(config, title, sample, console)
             return None
         inputs = read_inputs(config)
         with RunProgress(config.algorithm.num_steps, title, console) as progress:
-            run(config, inputs, progress)
+            run(config, inputs, progress, house)
     except Exception as error:  # noted; the other runs go on
         level = logging.WARNING if debug else logging.INFO  # on the console, or in driver.log alone
         logger.log(level, "%s failed", title, exc_info=True)

@@ -10,11 +10,13 @@ import pyarrow as pa
 from cluster.ablation_results import (
     CellSummary,
     Curve,
+    Level,
     PairSummary,
     Result,
     clear_best,
     compare_cells,
     curves,
+    effects,
     results_of,
     summarise,
 )
@@ -26,6 +28,8 @@ from configs.ablation import Plan
 from rl.statistics import Interval
 
 NUM_COLORS = 8
+MAX_PAIRED = 12
+"""Cells of which every two are compared; the axes of a larger grid say more than all its pairs."""
 SHOWN = pa.struct([("before", pa.float64()), ("after", pa.float64()), ("training", pa.float64())])
 SCHEMA = pa.schema(
     [
@@ -86,7 +90,8 @@ def write_results(plan: Plan) -> Path:
     write_table(pa.Table.from_pylist(rows, schema=SCHEMA), plan.out / "results.parquet")
     tables = [_cell_table(plan, cells)]
     tables += [_shown_table(name, cells) for name in plan.show]
-    tables += [_pair_table(plan, pairs)] if pairs else []
+    tables += [_axis_table(plan, axis, found) for axis, found in effects(plan, results).items()]
+    tables += [_pair_table(plan, pairs)] if pairs and len(cells) <= MAX_PAIRED else []
     said, notes = headline(plan, cells, pairs), _notes(plan, results)
     (plan.out / "results.md").write_text(_markdown(plan, said, notes, tables), encoding="utf-8")
     page = render_page(
@@ -226,6 +231,36 @@ def _shown_table(name: str, cells: Sequence[CellSummary]) -> Table:
         explanation=(
             "Means over seeds with 95% intervals: of held-out replies before and after, and of all "
             "replies that the run learned from."
+        ),
+    )
+
+
+def _axis_table(plan: Plan, axis: str, levels: Sequence[Level]) -> Table:
+    rows = [
+        Row(
+            values=(
+                (level.name, ""),
+                (str(level.num_cells), ""),
+                _mean(level.after, short),
+                _bounded(level.gain, _signed),
+                _bounded(level.gap, _signed),
+            )
+        )
+        for level in levels
+    ]
+    return Table(
+        title=f"By {axis}",
+        columns=(
+            axis,
+            "cells",
+            f"{plan.judge} after",
+            "gain",
+            f"gain less that of {levels[0].name}",
+        ),
+        rows=tuple(rows),
+        explanation=(
+            "Means over all cells of a level under one seed, then over seeds with 95% intervals; "
+            "seeds under which a cell is missing are left out. The last column is paired by seed."
         ),
     )
 

@@ -302,6 +302,48 @@ def compare_cells(plan: Plan, results: Sequence[Result]) -> list[PairSummary]:
     return pairs
 
 
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One place on one axis of a grid, over all other axes."""
+
+    name: str
+    num_cells: int
+    after: Interval
+    """Mean of its cells under one seed, over seeds."""
+    gain: Interval
+    gap: Interval | None
+    """Its gain less that of the axis's first level, seed by seed; None for the first."""
+
+
+def effects(plan: Plan, results: Sequence[Result]) -> dict[str, list[Level]]:
+    """Axis -> its levels, over the seeds under which every cell of the grid has finished."""
+    done = {(r.cell, r.seed): r for r in results if r.gain is not None}
+    seeds = dict.fromkeys(r.seed for r in results)
+    whole = [seed for seed in seeds if all((cell, seed) in done for cell in plan.cells)]
+    if not whole:
+        return {}
+    found: dict[str, list[Level]] = {}
+    for axis, levels in plan.levels.items():
+        first: list[float] = []
+        for name in dict.fromkeys(levels.values()):
+            cells = [cell for cell, level in levels.items() if level == name]
+            runs = [[done[cell, seed] for cell in cells] for seed in whole]
+            gains = [fmean(r.gain or 0.0 for r in own) for own in runs]
+            after, gain = (
+                over_seeds(values)
+                for values in ([fmean(r.after or 0.0 for r in own) for own in runs], gains)
+            )
+            assert after is not None
+            assert gain is not None
+            gaps = [own - other for own, other in zip(gains, first, strict=True)] if first else []
+            level = Level(
+                name=name, num_cells=len(cells), after=after, gain=gain, gap=over_seeds(gaps)
+            )
+            found.setdefault(axis, []).append(level)
+            first = first or gains
+    return found
+
+
 def clear_best(cells: Sequence[CellSummary]) -> str | None:
     """The cell whose gain lies with its whole interval above all others'; None where there is none.
 

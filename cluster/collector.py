@@ -117,6 +117,23 @@ class Collector:
         references = [self.reference] if self.reference else []
         return [*self.rewards.values(), *references, *self.extra_references]
 
+    async def take_up(
+        self,
+        config: RunConfig,
+        engines: Sequence[EngineHandle],
+        items: Sequence[Item],
+        reference_engine: EngineHandle | None,
+    ) -> None:
+        """Serve another run, with those judges of the last one that would be started again."""
+        idle = self._groups()
+        judges = start_judges(config)
+        run_dir = config.cluster.run_dir
+        self.__init__(config, engines, items, reference_engine, judges=judges)
+        for group in self._groups():
+            group.adopt(idle, run_dir)
+        for group in idle:
+            group.end()
+
     async def move_reference(self, path: str) -> None:
         """Let the reference answer from another folder from the next group on."""
         if self.reference is not None:

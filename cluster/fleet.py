@@ -20,6 +20,13 @@ class LoggedEngine(RolloutEngine):
         log_to_file(run_dir, spec.name)
         super().__init__(spec)
 
+    async def take_up(self, spec: EngineSpec, run_dir: str) -> None:
+        """Serve another run, which brings its weights; what it is built of stays the same."""
+        await self.start()
+        log_to_file(run_dir, spec.name)
+        await self.leave_transfer()
+        self.spec = spec
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineHandle:
@@ -41,20 +48,24 @@ def transport_of(config: RunConfig) -> str:
     return "ipc" if 0 < cluster.learner.gpus_per_worker < 1 else "nccl"
 
 
-def start_engine(config: RunConfig, name: str, model_path: str) -> EngineHandle:
-    """Create one engine actor, which loads `model_path` with the run's settings; does not wait."""
-    placement = config.cluster.rollout
-    spec = EngineSpec(
+def engine_spec(config: RunConfig, name: str, model_path: str) -> EngineSpec:
+    """What an engine of the run needs to start."""
+    return EngineSpec(
         name=name,
         model_path=model_path,
         dtype=config.model.dtype,
         max_length=config.model.max_length,
         sampling=config.data.sampling,
-        placement=placement,
+        placement=config.cluster.rollout,
         transport=transport_of(config),
         device=config.cluster.device,
         seed=config.data.seed,
     )
+
+
+def start_engine(config: RunConfig, name: str, model_path: str) -> EngineHandle:
+    """Create one engine actor, which loads `model_path` with the run's settings; does not wait."""
+    spec, placement = engine_spec(config, name, model_path), config.cluster.rollout
     engine_class: Any = ray.remote(LoggedEngine)
     actor = engine_class.options(
         name=name,

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from torch.nn.functional import logsigmoid
 
@@ -211,6 +210,5 @@ async def _scores(config: RunConfig, pairs: Sequence[PreferencePair]) -> dict[st
                 found[name] += merge_scores(await group.score(rollouts))[name]
     finally:
         for group in groups.values():
-            for worker in group.workers:
-                ray.kill(worker)
+            group.end()
     return found

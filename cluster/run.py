@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,16 +13,15 @@ from typing import Any
 
 import ray
 
-from cluster.collector import Collector
 from cluster.evaluation import JudgedReply, means, standard_errors, with_total
-from cluster.fleet import EngineHandle, start_engine, start_engines
+from cluster.fleet import EngineHandle
+from cluster.house import House
 from cluster.inputs import Inputs
 from cluster.jobs import OfflineJob, OnlineJob, offline, online
 from cluster.progress import RunProgress
-from cluster.references import latest_reference
 from cluster.report import write_report
 from cluster.run_record import read_run
-from cluster.runtime import keep_worker_logs, namespace
+from cluster.runtime import keep_worker_logs
 from cluster.training import fit, trainer
 from configs.schema import OFFLINE, RunConfig
 from rl.data.stored import prompt_of
@@ -33,16 +32,23 @@ logger = logging.getLogger(__name__)
 PACKAGES = ("attune", "ray", "torch", "transformers", "deepspeed", "pyarrow")
 
 
-def run(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[str, Any]:
+def run(
+    config: RunConfig, inputs: Inputs, progress: RunProgress, house: House | None = None
+) -> dict[str, Any]:
     """Run to the end on a started Ray; writes policy/, summary.json and report.html.
 
-    Raises whatever ended the run; what is on disk by then can be resumed.
+    Raises whatever ended the run; what is on disk by then can be resumed. A `house` keeps the
+    processes for the next run; without one they end with this run.
     """
     started = time.monotonic()
     with _worker_logs(config):
-        facts = (_offline if config.algorithm.name in OFFLINE else _online)(
-            config, inputs, progress
-        )
+        if config.algorithm.name in OFFLINE:
+            facts = _offline(config, inputs, progress)
+        elif house is not None:
+            facts = _online(config, inputs, progress, house)
+        else:
+            with closing(House()) as own:
+                facts = _online(config, inputs, progress, own)
     if config.feedback.mixture is None:  # else each model was finished by itself
         _finish_policy(config)
     summary = _summary(config, time.monotonic() - started, facts)
@@ -77,27 +83,20 @@ def _offline(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[s
     return {}
 
 
-def _online(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[str, Any]:
+def _online(
+    config: RunConfig, inputs: Inputs, progress: RunProgress, house: House
+) -> dict[str, Any]:
     cluster = config.cluster
     progress.status(
         f"starting {cluster.rollout.num_engines} engine, {cluster.learner.num_workers} learner, "
         f"{len(config.feedback.rewards)} rewards, the reference"
     )
-    engines = start_engines(config)
-    collector_class: Any = ray.remote(Collector)
-    reference_engine = None
-    if config.data.source == "policy+reference":
-        reference_engine = start_engine(config, "engine-reference", latest_reference(config))
-    collector = collector_class.options(
-        name="collector", namespace=namespace(config), num_cpus=0
-    ).remote(config, engines, inputs.train, reference_engine)
-    started = [*engines, *([reference_engine] if reference_engine else [])]
     try:
+        engines, collector = house.open(config, inputs.train)
         return _learned(config, inputs, progress, engines, collector)
-    finally:
-        # A Ray that was shut down took its actors along, and a call would start another one.
-        for actor in [collector, *(engine.actor for engine in started)] * ray.is_initialized():
-            ray.kill(actor)
+    except BaseException:
+        house.close()
+        raise
 
 
 def _learned(

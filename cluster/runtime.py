@@ -95,13 +95,20 @@ def cpus_wanted(config: RunConfig) -> float:
     )
 
 
+class RunLog(logging.FileHandler):
+    """The log of one role in a run's folder."""
+
+
 def log_to_file(run_dir: str, role: str) -> None:
-    """Send this process's log records to logs/ROLE.log of the run folder."""
+    """Send this process's log records to logs/ROLE.log of this run's folder, and of no other."""
     folder = Path(run_dir) / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / f"{role}.log")
+    handler = RunLog(folder / f"{role}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
+    for other in [other for other in root.handlers if isinstance(other, RunLog)]:
+        root.removeHandler(other)
+        other.close()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
 

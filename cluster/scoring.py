@@ -26,6 +26,12 @@ Spawn = Callable[[], list[Any]]
 class Worker:
     """What every scoring actor offers its group beside `score`."""
 
+    role: str
+
+    def log_to(self, run_dir: str) -> None:
+        """Send the log to this run's folder."""
+        log_to_file(run_dir, self.role)
+
     def address(self) -> str:
         """A host and free port of this worker's node, where the others of its group find it."""
         return f"{ray.util.get_node_ip_address()}:{free_port()}"
@@ -37,7 +43,8 @@ class RewardWorker(Worker):
     def __init__(
         self, name: str, reward: RewardConfig, spec: FrozenSpec | EngineSpec | None, run_dir: str
     ) -> None:
-        log_to_file(run_dir, f"reward-{name}-{spec.rank if isinstance(spec, FrozenSpec) else 0}")
+        self.role = f"reward-{name}-{spec.rank if isinstance(spec, FrozenSpec) else 0}"
+        self.log_to(run_dir)
         self.name, self.reward, self.spec = name, reward, spec
 
     def load(self, address: str) -> None:
@@ -56,7 +63,8 @@ class ReferenceWorker(Worker):
     """One worker of the reference policy."""
 
     def __init__(self, spec: FrozenSpec, temperature: float, run_dir: str) -> None:
-        log_to_file(run_dir, f"reference-{spec.rank}")
+        self.role = f"reference-{spec.rank}"
+        self.log_to(run_dir)
         self.spec, self.temperature = spec, temperature
 
     def load(self, address: str) -> None:
@@ -77,17 +85,43 @@ class ScoringGroup:
     """Workers that answer together; one call at a time, so ranks see calls in the same order."""
 
     def __init__(
-        self, name: str, spawn: Spawn, *, deadline_s: float, attempts: int, start_deadline_s: float
+        self,
+        name: str,
+        spawn: Spawn,
+        *,
+        deadline_s: float,
+        attempts: int,
+        start_deadline_s: float,
+        built_of: str = "",
     ) -> None:
         self.name = name
         self.spawn = spawn
+        self.built_of = built_of
+        """What its workers cannot change; groups of one such text answer alike."""
         self.deadline_s = deadline_s
         self.attempts = attempts
         self.start_deadline_s = start_deadline_s
         self.retries = 0
-        self.workers = spawn()
+        self.workers: list[Any] = []
+        """Spawned when they are first needed."""
         self._turn = asyncio.Lock()
         self._loading: asyncio.Task[None] | None = None
+
+    def adopt(self, idle: list["ScoringGroup"], run_dir: str) -> None:
+        """Take over the workers of an idle group that answers alike, and it from the list."""
+        for other in idle:
+            if other.workers and other.built_of == self.built_of:
+                self.workers, self._loading = other.workers, other._loading
+                idle.remove(other)
+                for worker in self.workers:
+                    worker.log_to.remote(run_dir)
+                return
+
+    def end(self) -> None:
+        """End all workers."""
+        for worker in self.workers:
+            ray.kill(worker)
+        self.workers = []
 
     async def ready(self) -> None:
         """Let all workers load, side by side, if they have not; returns once they have."""
@@ -104,6 +138,7 @@ class ScoringGroup:
             ) from error
 
     async def _load(self) -> None:
+        self.workers = self.workers or self.spawn()
         # Ray decides where rank 0 lives, so only rank 0 knows where the others can meet it.
         address = await self.workers[0].address.remote() if len(self.workers) > 1 else ""
         await asyncio.gather(*(worker.load.remote(address) for worker in self.workers))
@@ -150,9 +185,7 @@ class ScoringGroup:
             self._replace()
 
     def _replace(self) -> None:
-        for worker in self.workers:
-            ray.kill(worker)
-        self.workers = self.spawn()
+        self.end()
         self._loading = None
 
 
@@ -171,9 +204,16 @@ def reward_groups(config: RunConfig) -> dict[str, ScoringGroup]:
             deadline_s=config.feedback.deadline_s,
             attempts=config.feedback.attempts,
             start_deadline_s=placement.start_deadline_s,
+            built_of=repr(
+                (name, _unweighted(reward), _reward_specs(config, name, reward), placement)
+            ),
         )
         for name, reward in config.feedback.rewards.items()
     }
+
+
+def _unweighted(reward: RewardConfig) -> RewardConfig:
+    return reward.model_copy(update={"weight": 1.0})
 
 
 def _spawn_reward(config: RunConfig, name: str, reward: RewardConfig) -> list[Any]:
@@ -223,6 +263,13 @@ def reference_group(config: RunConfig, path: str) -> ScoringGroup:
         deadline_s=config.feedback.deadline_s,
         attempts=config.feedback.attempts,
         start_deadline_s=config.cluster.reference.start_deadline_s,
+        built_of=repr(
+            (
+                frozen_specs(config, "policy", path, config.cluster.reference.num_workers),
+                config.data.sampling.temperature,
+                config.cluster.reference,
+            )
+        ),
     )
 
 

@@ -74,8 +74,11 @@ class Ablation(Section):
     """`section.key=value` for every cell, below the cell's own."""
     cells: dict[str, tuple[str, ...] | None] | None = None
     """Name -> overrides."""
-    grid: dict[str, tuple[str | bool | int | float | None, ...]] | None = None
-    """In place of `cells`: a dotted setting -> its values; every combination is a cell."""
+    grid: (
+        dict[str, tuple[str | bool | int | float | None, ...] | dict[str, tuple[str, ...]]] | None
+    ) = None
+    """In place of `cells`, every combination is a cell: a dotted setting -> its values, or any word
+    -> name -> overrides."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] = (0,)
     """Of data order and sampling, and of the world where `world.seed_from_run`."""
     out: str | None = None
@@ -133,6 +136,8 @@ class Plan:
     parallel: int
     cells: dict[str, tuple[str, ...]]
     """Name -> overrides."""
+    levels: dict[str, dict[str, str]]
+    """Of a grid: axis -> cell -> where on the axis it lies."""
     starts: tuple[tuple[Start | None, tuple[PlannedRun, ...]], ...]
     """Runs behind what they start from; None where the base names its own model."""
     world_overrides: tuple[str, ...]
@@ -201,6 +206,7 @@ def make_plan(ablation: Ablation, file: Path, out: Path | None = None) -> Plan:
         show=ablation.show,
         parallel=ablation.parallel,
         cells=cells,
+        levels=_levels(ablation.grid, cells),
         starts=tuple(grouped),
         world_overrides=ablation.world.overrides,
     )
@@ -225,17 +231,38 @@ def expand(ablation: Ablation) -> dict[str, tuple[str, ...]]:
     return cells
 
 
-def _grid(grid: Mapping[str, Sequence[Any]]) -> list[tuple[str, tuple[str, ...]]]:
+def _grid(
+    grid: Mapping[str, Sequence[Any] | Mapping[str, Sequence[str]]],
+) -> list[tuple[str, tuple[str, ...]]]:
+    axes = []
     for key, values in grid.items():
         if not values:
             raise ConfigError(f"grid.{key} has no values; give a list of them")
+        if isinstance(values, Mapping):
+            axes.append([(name, tuple(overrides)) for name, overrides in values.items()])
+        else:
+            axes.append([(_part(key, value), (f"{key}={_text(value)}",)) for value in values])
     return [
         (
-            ",".join(_part(key, value) for key, value in zip(grid, point, strict=True)),
-            tuple(f"{key}={_text(value)}" for key, value in zip(grid, point, strict=True)),
+            ",".join(name for name, _ in point),
+            tuple(override for _, overrides in point for override in overrides),
         )
-        for point in product(*grid.values())
+        for point in product(*axes)
     ]
+
+
+def _levels(grid: Mapping[str, Any] | None, cells: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    if grid is None:
+        return {}
+    names = [
+        list(values) if isinstance(values, Mapping) else [_part(key, value) for value in values]
+        for key, values in grid.items()
+    ]
+    points = list(product(*names))  # in the order of `_grid`, as the cells are
+    return {
+        key.rpartition(".")[2]: {c: point[axis] for c, point in zip(cells, points, strict=True)}
+        for axis, key in enumerate(grid)
+    }
 
 
 def _part(key: str, value: Any) -> str:

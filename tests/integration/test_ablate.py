@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from configs.load import to_yaml
+from configs.load import load_config, to_yaml
 from tests.integration.loop import tiny_run
 from tests.integration.processes import family, gone
 
@@ -28,6 +28,18 @@ def ablate(file: Path, *options: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def replies(run_dir: Path) -> dict[tuple[int, int, int], str]:
+    """(step, group, sample) -> reply."""
+    rows = [
+        row
+        for file in sorted(run_dir.glob("experience/*/*.parquet"))
+        for row in pq.ParquetFile(file).read(["step", "group_id", "sample", "reply"]).to_pylist()
+    ]
+    found = {(row["step"], row["group_id"], row["sample"]): row["reply"] for row in rows}
+    assert len(found) == len(rows) > 0
+    return found
 
 
 def test_a_grid_that_was_killed_goes_on_and_compares_its_cells(
@@ -73,6 +85,15 @@ def test_a_grid_that_was_killed_goes_on_and_compares_its_cells(
             (out / f"seed={row['seed']}" / row["cell"] / "summary.json").read_text()
         )
         assert row["after"] == pytest.approx(summary["reward_after"]["total"])
+    # The last run took over engine, judge and reference of the one before; alone it is the same.
+    last = load_config(out / "seed=1" / "high" / "config.yaml")
+    alone = tmp_path / "alone.yaml"
+    alone.write_text(to_yaml(last))
+    own = [ATTUNE, "run", str(alone), f"cluster.run_dir={tmp_path / 'alone'}"]
+    done = subprocess.run(own, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert replies(tmp_path / "alone") == replies(out / "seed=1" / "high")
+    assert (out / "seed=1" / "high" / "logs" / "engine-0.log").exists()
     markdown = (out / "results.md").read_text()
     assert "low" in markdown
     assert "high" in markdown

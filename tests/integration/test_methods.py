@@ -43,8 +43,8 @@ ONLINE = [
 SECOND = "feedback.rewards.brief={kind: function, path: '{judge}:brief'}"
 VARIANTS: dict[str, list[str]] = {
     # Point-wise losses on scored fresh replies, with what the reference's replies say of c(x).
-    "pointwise_dpo, c estimated": [*ONLINE, "algorithm.loss={c: estimated, label_mode: continuous}"],
-    "pointwise_dpo, centred": [*ONLINE, "algorithm.loss={centred: true, label_mode: continuous}"],
+    "pointwise_dpo, c estimated": [*ONLINE, "algorithm.loss.c=estimated"],
+    "pointwise_dpo, centred": [*ONLINE, "algorithm.loss.centred=true"],
     # Several rewards, each way of putting them together that is not a sum.
     "rloo, minimum": [SECOND, "feedback.combine=minimum"],
     "rloo, group_minimum": [SECOND, "feedback.combine=group_minimum"],
@@ -150,8 +150,9 @@ class House:
 
     def close(self) -> None:
         engines = [*self.engines, *([self.reference_engine] if self.reference_engine else [])]
-        for actor in [self.learner, *(engine.actor for engine in engines), *self.reference.workers]:
+        for actor in [self.learner, *(engine.actor for engine in engines)]:
             ray.kill(actor)
+        self.reference.end()
         self.runner.close()
 
 
@@ -199,8 +200,7 @@ async def steps(house: House, config: RunConfig) -> tuple[list[dict], list[Exper
     finally:
         own = [reference] if moves and reference else []
         for group in [*rewards.values(), *own, *extra]:
-            for worker in group.workers:
-                ray.kill(worker)
+            group.end()
 
 
 @pytest.mark.parametrize("name", [*SAMPLED, *VARIANTS])

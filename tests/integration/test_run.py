@@ -115,8 +115,8 @@ def plain_loop(config: RunConfig) -> dict[tuple[int, int], list[int]]:
         ray.get(learner.publish.remote(step), timeout=60)
         tokens |= {(r.group_id, r.sample): r.tokens.tolist() for r in flat}
     stop(learner, [*engines])
-    for worker in [*judge.workers, *reference.workers]:
-        ray.kill(worker)
+    judge.end()
+    reference.end()
     return tokens
 
 

@@ -25,6 +25,7 @@ from cluster.ablation_results import (
     clear_best,
     compare_cells,
     curves,
+    effects,
     labels_used,
     over_seeds,
     results_of,
@@ -103,6 +104,16 @@ def test_a_grid_is_every_combination_named_by_its_values(tmp_path):
     ]
 
 
+def test_a_grid_may_set_several_things_at_once(tmp_path):
+    few = ["data.samples_per_prompt=2", "data.prompts_per_step=32"]
+    many = ["data.samples_per_prompt=4", "data.prompts_per_step=16"]
+    grid = {"replies": {"few": few, "many": many}, "algorithm.kl.coef": [0.0, 0.1]}
+    plan = plan_of(tmp_path, grid=grid)
+    assert list(plan.cells) == ["few,coef=0.0", "few,coef=0.1", "many,coef=0.0", "many,coef=0.1"]
+    data, kl = plan.runs[3].config.data, plan.runs[3].config.algorithm.kl
+    assert (data.samples_per_prompt, data.prompts_per_step, kl.coef) == (4, 16, 0.1)
+
+
 def test_text_of_a_grid_stays_text(tmp_path):
     plan = plan_of(tmp_path, grid={"data.system_prompt": ["no: thanks", "true"]})
     assert [r.config.data.system_prompt for r in plan.runs] == ["no: thanks", "true"]
@@ -143,11 +154,40 @@ def test_a_cell_may_point_into_the_folder_it_starts_from(tmp_path):
     assert plan.runs[0].config.data.train == str(expected)
 
 
-@pytest.mark.parametrize("name", ["rloo_vs_ppo", "online_pairs"])
-def test_the_examples_can_be_planned(name, tmp_path):
-    plan = prepare(FOLDER / f"{name}.yaml", tmp_path / "out")
-    assert plan.judge == "gold"
-    assert len(plan.runs) == 3 * len(plan.cells)
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_examples_can_be_planned(file, tmp_path):
+    plan = prepare(file, tmp_path / "out")
+    assert len(plan.runs) == len(plan.starts) * len(plan.cells)
+    assert len(plan.cells) > 1
+
+
+def test_stages_are_made_behind_the_starts_and_read_by_cells(tmp_path):
+    stages = {
+        "taught": {"overrides": ["algorithm.num_steps=2"]},
+        "replies": {"overrides": ["model.path={start}/taught/policy"], "sample": 4},
+    }
+    cells = {"a": ["data.train={start}/replies/replies.parquet"], "b": None}
+    folder = tmp_path / "shared"
+    plan = plan_of(
+        tmp_path, start="world", stages=stages, cells=cells, world={"folder": str(folder)}
+    )
+    start, runs = plan.starts[0]
+    at = folder / "seed=0"
+    assert start.folder == at
+    assert [(s.name, s.sample, s.config.model.path) for s in start.stages] == [
+        ("taught", None, str(at / "sft" / "policy")),
+        ("replies", 4, str(at / "taught" / "policy")),
+    ]
+    assert start.stages[0].config.cluster.run_dir == str(at / "taught")
+    assert start.stages[0].config.data.train == str(at / "world" / "prompts.parquet")
+    assert runs[0].config.data.train == str(at / "replies" / "replies.parquet")
+    assert runs[0].folder == tmp_path / "out" / "seed=0" / "a"
+
+
+def test_a_file_beside_the_ablation_is_found_from_anywhere(tmp_path):
+    rule = "feedback.rewards.rule={kind: function, path: '{here}/rule.py'}"
+    plan = plan_of(tmp_path, cells={"a": [rule]})
+    assert plan.runs[0].config.feedback.rewards["rule"].path == str(tmp_path / "rule.py")
 
 
 # What is refused.
@@ -181,6 +221,7 @@ def test_a_bad_cell_is_named(tmp_path):
         ({"cells": {"a": ["algorithm.name=sft"]}}, "cell a: "),
         ({"cells": CELLS, "grid": {"data.train": ["t"]}}, "either cells or grid"),
         ({"cells": {}}, "there is no cell"),
+        ({"grid": {"replies": {}}}, "grid.replies has no values"),
         ({"grid": {"algorithm.kl.coef": []}}, "grid.algorithm.kl.coef has no values"),
         ({"grid": {"data.system_prompt": ["a b", "a-b"]}}, "cell a-b: two points"),
         ({"cells": CELLS, "seeds": [1, 1]}, "one seed twice"),
@@ -188,6 +229,20 @@ def test_a_bad_cell_is_named(tmp_path):
         ({"cells": CELLS, "parallel": 0}, "parallel"),
         ({"cells": CELLS, "judge": "rm"}, "cell cold: there is no reward rm"),
         ({"cells": CELLS, "start": "nowhere"}, "start"),
+        ({"cells": CELLS, "show": ["rare"]}, "there is no reward rare to show"),
+        ({"cells": CELLS, "stages": {"x": {}}}, "stages are made on the built-in world"),
+        (
+            {"cells": CELLS, "start": "world", "stages": {"sft": {}}},
+            "stage sft: it names a folder beside world",
+        ),
+        (
+            {"cells": {"x": []}, "start": "world", "stages": {"x": {}}},
+            "cell x: a folder of the world",
+        ),
+        (
+            {"cells": CELLS, "start": "world", "stages": {"x": {"overrides": ["data.seeds=1"]}}},
+            "stage x: ",
+        ),
         ({"cells": CELLS, "world": {"overrides": ["algorithm.num_steps=1"]}}, "names no stage"),
         (
             {"cells": {"a": [], "b": ["cluster.address=auto"]}},
@@ -266,7 +321,7 @@ GAINS = {("cold", 0): 0.10, ("cold", 1): 0.14, ("hot", 0): 0.30, ("hot", 1): 0.3
 
 def judged(reward):
     rows = {"prompt": "p", "reply": "r", "num_tokens": 10, "finish_reason": "stop"}
-    return rows | {"rewards": {"gold": reward}}
+    return rows | {"rewards": {"gold": reward, "gold/true": reward / 2}}
 
 
 def finish(run, gain):
@@ -281,7 +336,12 @@ def finish(run, gain):
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "config.yaml").write_text(to_yaml(run.config))
     rows = [
-        {"step": s, "reward/gold/mean": 0.4 + gain * s / 4, "length/mean": 10.0 + s}
+        {
+            "step": s,
+            "reward/gold/mean": 0.4 + gain * s / 4,
+            "reward/gold/true/mean": 0.1 * (s + 2.5),
+            "length/mean": 10.0 + s,
+        }
         for s in range(1, 5)
     ]
     write_jsonl(folder / "metrics.jsonl", rows)
@@ -339,6 +399,22 @@ def test_a_run_is_told_by_its_held_out_replies(plan):
     assert result.labels == 4 * 16 + 2
 
 
+def test_further_rewards_are_told_before_after_and_in_training(tmp_path):
+    made = plan_of(tmp_path, cells=CELLS, seeds=[0, 1], show=["gold/true"])
+    for run in made.runs:
+        finish(run, GAINS[run.cell, run.seed])
+    result = results_of(made)[0].shown["gold/true"]
+    assert (result.before, result.after) == (pytest.approx(0.2), pytest.approx(0.25))
+    assert result.training == pytest.approx(0.5)
+    write_results(made)
+    text = (made.out / "results.md").read_text()
+    assert "## Reward gold/true" in text
+    line = next(row for row in text.split("## Reward")[1].splitlines() if row.startswith("| hot"))
+    assert "0.3650" in line  # (0.4 + 0.33) / 2: a part that is half of gold gains half as much
+    rows = pq.read_table(made.out / "results.parquet").to_pylist()
+    assert dict(rows[0]["shown"])["gold/true"]["after"] == pytest.approx(0.25)
+
+
 def test_labels_never_fall_and_count_filtered_groups(plan):
     used = labels_used(plan.runs[0].folder)
     assert used == {1: 16, 2: 34, 3: 50, 4: 66}
@@ -388,6 +464,26 @@ def test_a_cell_is_best_only_where_intervals_separate(plan, tmp_path):
         finish(run, apart[run.cell, run.seed])
     assert clear_best(summarise(other, results_of(other))) == "hot"
     assert "| **hot** |" in (write_results(other).parent / "results.md").read_text()
+
+
+def test_an_axis_is_told_over_all_others_where_a_seed_is_whole(tmp_path):
+    sizes = {"few": ["data.prompts_per_step=8"], "many": ["data.prompts_per_step=16"]}
+    grid = {"replies": sizes, "algorithm.kl.coef": [0.0, 0.1]}
+    made = plan_of(tmp_path, grid=grid, seeds=[0, 1, 2])
+    gains = {"few,coef=0.0": 0.1, "few,coef=0.1": 0.2, "many,coef=0.0": 0.5, "many,coef=0.1": 0.3}
+    for run in made.runs[:-1]:  # the last cell of the last seed has not finished
+        finish(run, gains[run.cell] + 0.02 * run.seed)
+    found = effects(made, results_of(made))
+    assert list(found) == ["replies", "coef"]
+    few, many = found["replies"]
+    assert (few.name, few.num_cells, few.gap) == ("few", 2, None)
+    # Two whole seeds: 0.15 and 0.17; many: 0.40 and 0.42, always 0.25 more.
+    assert few.gain.mean == pytest.approx(0.16)
+    assert few.gain.high - few.gain.mean == pytest.approx(12.7062 * 0.01, rel=1e-4)
+    assert (many.gap.mean, many.gap.low) == (pytest.approx(0.25), pytest.approx(0.25))
+    assert [level.gain.mean for level in found["coef"]] == pytest.approx([0.31, 0.26])
+    write_results(made)
+    assert "| many | 2 | 0.81 | +0.410" in (made.out / "results.md").read_text()
 
 
 def test_curves_are_means_over_seeds_with_their_range(plan):
