@@ -32,6 +32,8 @@ RATING_NOISE = 0.05
 """Standard deviation of a rating's score around gold."""
 GOOD = 0.5
 """Gold of a reply that is liked as often as not."""
+PRIMED_SHARE = 1 / 256
+"""Of the rare style in `primers`."""
 WRONG_SHARE = 0.25
 """Of the labels in `likes_noisy`."""
 MAJORITY, MINORITY = "farid", "elif"
@@ -40,7 +42,6 @@ NUM_MAJORITY = 10
 """Annotators of the majority's taste for one of the minority's."""
 CAREFUL = 0.3
 """Flaws in the replies shown to individuals, relative to demonstrations: taste should decide."""
-PERIOD = round(1 / RARE_SHARE)
 MAX_PROMPTS = 8192
 """Distinct requests that one world hands out; well below what the grammar can say."""
 
@@ -52,6 +53,7 @@ class Sizes:
     prompts: int = 4096
     prompts_heldout: int = 256
     demonstrations: int = 19_200
+    primers: int = 4_096
     pairs: int = 20_480
     ratings: int = 4_096
     likes: int = 4_096
@@ -77,6 +79,9 @@ class World:
     prompts: list[Row]
     prompts_heldout: list[Row]
     demonstrations: list[Row]
+    primers: list[Row]
+    """More demonstrations, `PRIMED_SHARE` of them in the rare style: what a policy needs to have
+    seen to say it at all, once in a thousand replies or so."""
     pairs: list[Row]
     ratings: list[Row]
     likes: list[Row]
@@ -110,6 +115,7 @@ def generate(seed: int = 0, sizes: Sizes | None = None, *, temperature: float = 
         prompts=requests[sizes.prompts_heldout :],
         prompts_heldout=heldout,
         demonstrations=stream("demonstrations").demonstrations(sizes.demonstrations),
+        primers=stream("primers").demonstrations(sizes.primers, PRIMED_SHARE),
         pairs=stream("pairs").pairs(sizes.pairs),
         ratings=stream("ratings").ratings(sizes.ratings),
         likes=likes,
@@ -186,15 +192,17 @@ class _Stream:
             pass
         return first, second
 
-    def demonstrations(self, count: int) -> list[Row]:
-        """Replies to imitate, one in `1 / RARE_SHARE` of them in the rare better style."""
+    def demonstrations(self, count: int, share: float = RARE_SHARE) -> list[Row]:
+        """Replies to imitate, `share` of them in the rare better style."""
         return [
-            row | {"completion": self.reply(row, rare=rare)} for row, rare in self.requests(count)
+            row | {"completion": self.reply(row, rare=rare)}
+            for row, rare in self.requests(count, share)
         ]
 
-    def requests(self, count: int) -> Iterable[tuple[Row, bool]]:
+    def requests(self, count: int, share: float = RARE_SHARE) -> Iterable[tuple[Row, bool]]:
         """Requests, and whether their first reply is one of the few in the rare style."""
-        return ((self.request(), index % PERIOD == PERIOD // 2) for index in range(count))
+        period = round(1 / share)
+        return ((self.request(), index % period == period // 2) for index in range(count))
 
     def pairs(self, count: int) -> list[Row]:
         rows = []

@@ -31,6 +31,7 @@ SMALL = Sizes(
     demonstrations=4000,
     pairs=400,
     ratings=300,
+    primers=1024,
     likes=400,
     pairs_per_individual=40,
     pairs_per_annotator=40,
@@ -69,7 +70,7 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(tmp_path):
     first, again, other = (
         write_world(tmp_path / name, seed, tiny) for name, seed in [("a", 0), ("b", 0), ("c", 1)]
     )
-    assert len(first) == 10
+    assert len(first) == 11
     for name, path in first.items():
         assert path.read_bytes() == again[name].read_bytes(), name
         assert path.read_bytes() != other[name].read_bytes(), name
@@ -84,6 +85,7 @@ def test_files_hold_the_columns_that_readers_need(tmp_path):
         "demonstrations": {"completion"},
         "pairs": {"chosen", "rejected"},
         "ratings": {"completion", "score", "label"},
+        "primers": {"completion"},
         "likes": {"completion", "label"},
         "likes_noisy": {"completion", "label"},
         "annotators": {"annotator", "chosen", "rejected"},
@@ -157,6 +159,10 @@ def test_ratings_lie_in_the_unit_interval_and_labels_follow_gold(world):
     assert 4 * standard_error < gap(chance), "the sample is too small to tell"
     assert abs(gap(liked) - gap(chance)) < 2 * standard_error
     assert abs(liked.mean() - chance.mean()) < 2 * (chance * (1 - chance)).mean() ** 0.5 / 300**0.5
+
+
+def test_primers_hold_the_rare_style_four_times_as_often(world):
+    assert sum(is_rare_style(row["completion"]) for row in world.primers) == 4
 
 
 def test_a_quarter_of_the_noisy_labels_are_wrong(world):
