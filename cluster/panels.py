@@ -82,6 +82,12 @@ LEARNED = (
         metrics=(("preference/margin", "margin"),),
     ),
     Panel(
+        title="What is explored",
+        unit="nats, log-ratio to the reference",
+        metrics=(("preference/explored_log_ratio", "explored replies"),),
+        explanation="Optimism (SELM, XPO) makes them less likely, to leave room for others.",
+    ),
+    Panel(
         title="What the loss compared",
         unit="per step",
         metrics=(("units", "units"), ("groups", "groups")),
@@ -131,6 +137,46 @@ RAN = (
         metrics=(("sync/pause_s", "pause"),),
     ),
 )
+
+
+_DECIDED = {
+    "decides": (
+        "Which reward decides",
+        "share of replies",
+        "Of the rewards that the lowest is taken of, which it is; of groups, 1 for the worst-off.",
+    ),
+    "multiplier": ("Multipliers of the constraints", "", ""),
+    "slack": (
+        "Room above the bounds",
+        "mean reward less its bound",
+        "Below 0 a constraint is broken.",
+    ),
+}
+
+
+def feedback_panels(record: RunRecord) -> list[Panel]:
+    """How several rewards became one score, what was judged, and what of it was learned from."""
+    keys = sorted({key for row in record.rows for key in row})
+    panels = []
+    for part, (title, unit, explanation) in _DECIDED.items():
+        head = f"feedback/{part}/"
+        metrics = tuple((key, key.removeprefix(head)) for key in keys if key.startswith(head))
+        panels.append(Panel(title=title, unit=unit, metrics=metrics, explanation=explanation))
+    return [
+        *panels,
+        Panel(
+            title="Pairs that the curating reward agrees with",
+            unit="share",
+            metrics=(("feedback/kept_fraction", "kept"),),
+            explanation="The others are not learned from.",
+        ),
+        Panel(
+            title="Labels",
+            unit="judged replies per step",
+            metrics=(("labels", "labels"),),
+            explanation="Groups that were sampled again, or not worth a label, are counted so.",
+        ),
+    ]
 
 
 def reward_panels(record: RunRecord) -> list[Panel]:

@@ -22,7 +22,7 @@ from cluster.headline import (
     sentence,
     short,
 )
-from cluster.panels import LEARNED, MOVED, RAN, Panel, reward_panels
+from cluster.panels import LEARNED, MOVED, RAN, Panel, feedback_panels, reward_panels
 from cluster.run_record import Reply, RunRecord, finite, read_run, sampled_replies
 
 __all__ = ["headline", "write_demo_report", "write_report"]
@@ -134,12 +134,13 @@ def _sections(record: RunRecord) -> list[tuple[str, tuple[Figure, ...]]]:
     rewards = reward_panels(record)
     named = [
         ("Reward", rewards),
+        ("Feedback", feedback_panels(record)),
         ("How the policy moved", MOVED),
         ("How it learned", LEARNED),
         ("How it ran", RAN),
     ]
     if record.method in ("sft", "reward_model"):
-        named.insert(0, named.pop(2))
+        named.insert(0, named.pop(3))
     shown = {metric for _, panels in named for panel in panels for metric, _ in panel.metrics}
     shown |= {"step", "policy_version", "time_s", "reward/total/p10", "reward/total/p90"}
     rest = sorted({key for row in record.rows for key in row} - shown)

@@ -169,6 +169,22 @@ def test_every_measured_number_has_a_chart(online):
         assert f"<b>{rest}</b>" in html
 
 
+def test_what_feedback_decided_is_drawn_with_the_rewards_by_name(tmp_path):
+    metrics = {
+        "feedback/decides/ada": [1.0, 0.0, 0.0],
+        "feedback/decides/bruno": [0.0, 1.0, 1.0],
+        "feedback/slack/brief": [-0.2, -0.1, 0.05],
+        "feedback/kept_fraction": [0.5, 0.75, 0.75],
+        "labels": [16, 24, 16],
+    }
+    html = write_report(small_run(tmp_path / "run", metrics)).read_text(encoding="utf-8")
+    for title in ("Which reward decides", "Room above the bounds", "Labels"):
+        assert f"<b>{title}</b>" in html
+    assert "Multipliers of the constraints" not in html
+    assert "step 2\nada: 0\nbruno: 1" in html
+    assert "<b>feedback/" not in html, "a metric is drawn once more under its bare name"
+
+
 def test_hover_titles_carry_the_values_of_a_step(tmp_path):
     run = small_run(tmp_path / "run", {"entropy": [2.5, 1.25, 0.75]})
     html = write_report(run).read_text(encoding="utf-8")
