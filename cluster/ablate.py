@@ -25,7 +25,8 @@ from cluster.ablation_results import FAILED
 from cluster.demo import stage_config, write_world_and_model
 from cluster.inputs import check_models, prepare_run_dir, read_inputs
 from cluster.progress import RunProgress, default_console
-from configs.ablation import Plan, PlannedRun, Start, make_plan, read_ablation
+from configs.ablation import read_ablation
+from configs.ablation_plan import Plan, PlannedRun, Start, make_plan
 from configs.errors import ConfigError
 from configs.load import load_config, to_yaml
 from configs.schema import OFFLINE, RunConfig

@@ -24,7 +24,7 @@ from cluster.charts import Point, Series, line_chart, number, scatter_chart
 from cluster.headline import short
 from cluster.ledger import write_table
 from cluster.report import Figure, render_page
-from configs.ablation import Plan
+from configs.ablation_plan import Plan
 from rl.statistics import Interval
 
 NUM_COLORS = 8

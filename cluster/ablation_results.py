@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from cluster.evaluation import JudgedReply, with_total
 from cluster.ledger import labels_by_step
 from cluster.run_record import RunRecord, read_run
-from configs.ablation import Plan, PlannedRun
+from configs.ablation_plan import Plan, PlannedRun
 from rl.statistics import Interval, mean_interval, paired_bootstrap, proportion_interval
 
 FAILED = "failed.txt"

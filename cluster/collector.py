@@ -12,28 +12,30 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from random import Random
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 
 from actors.rollout import SampleRequest
 from cluster.evaluation import JudgedReply, answer_and_judge, judges_alone
 from cluster.fleet import EngineHandle, Fleet
-from cluster.ledger import (
-    FILTERED,
-    UNLABELLED,
-    USED,
-    Ledger,
-    LedgerRow,
-    labels_by_step,
-    labels_in,
+from cluster.groups import (
+    affordable_groups,
+    build_experiences,
+    is_constant,
+    ledger_row,
+    others_behind,
+    renumbered,
+    row_of,
+    sample_seed,
+    split_by_worth,
+    unused_ids,
 )
+from cluster.ledger import FILTERED, UNLABELLED, Ledger, LedgerRow, labels_by_step, labels_in
 from cluster.references import discard_references, has_reference, latest_reference
 from cluster.runtime import log_to_file
 from cluster.scoring import (
@@ -43,10 +45,8 @@ from cluster.scoring import (
     reward_groups,
     spawn_reference,
 )
-from configs.feedback_checks import labels_per_step
 from configs.schema import RunConfig
-from rl.data.stored import Item, mismatched, prompt_of, stored_rollouts
-from rl.feedback.selection import worthwhile
+from rl.data.stored import Item, prompt_of, stored_rollouts
 from rl.types import Experience, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
@@ -206,16 +206,17 @@ class Collector:
         filtered: list[Experience] = []
         for _ in range(self.config.algorithm.resample_rounds):
             useless = [e for e in experiences if is_constant(e, self.config)]
-            useless = useless[: self._affordable(step, experiences, filtered)]
+            own = sum(len(e.rollouts) for e in [*experiences, *filtered])
+            useless = useless[: affordable_groups(self.config, self._labels, step, own)]
             if not useless:
                 break
             others, sampled = await self._walks(list(itertools.islice(self._ids, len(useless))))
             filtered += useless
             experiences = [e for e in experiences if e not in useless] + others
         rows = [
-            *(_ledger_row(step, e.rollouts) for e in experiences),
-            *(_ledger_row(step, e.rollouts, FILTERED) for e in filtered),
-            *(_ledger_row(step, group, UNLABELLED) for group in unlabelled),
+            *(ledger_row(step, e.rollouts) for e in experiences),
+            *(ledger_row(step, e.rollouts, FILTERED) for e in filtered),
+            *(ledger_row(step, group, UNLABELLED) for group in unlabelled),
         ]
         labels = self._labels[step] = labels_in(rows)
         return StepBatch(
@@ -228,18 +229,6 @@ class Collector:
             },
         )
 
-    def _affordable(
-        self, step: int, experiences: Sequence[Experience], filtered: Sequence[Experience]
-    ) -> int | None:
-        """Groups that the budget still pays for beside what the steps to come need."""
-        budget, each = self.config.feedback.label_budget, labels_per_step(self.config)
-        if budget is None:
-            return None
-        own = sum(len(e.rollouts) for e in [*experiences, *filtered])
-        before = sum(self._labels.get(other, each) for other in range(1, step))
-        left = budget - before - own - each * (self.config.algorithm.num_steps - step)
-        return max(0, left // (each // self.config.data.prompts_per_step))
-
     async def _selected(
         self, leased: Sequence[int]
     ) -> tuple[list[list[Rollout]], list[list[Rollout]]]:
@@ -250,16 +239,9 @@ class Collector:
         assert selection is not None
         reference = None
         if selection.by in ("certainty", "hybrid"):
-            flat = [rollout for group in groups for rollout in group]
-            sums = [float(row.sum()) for row in await self._reference_logprobs(flat)]
-            reference = torch.tensor(sums).view(len(groups), -1)
-        own = torch.tensor([[float(r.rollout_logprobs.sum()) for r in group] for group in groups])
-        worth = worthwhile(selection.by, own, reference, self.config.data.prompts_per_step)
-        chosen = set(worth.tolist())
-        return (
-            [group for index, group in enumerate(groups) if index in chosen],
-            [group for index, group in enumerate(groups) if index not in chosen],
-        )
+            reference = await self._reference_logprobs([r for group in groups for r in group])
+        count = self.config.data.prompts_per_step
+        return split_by_worth(selection.by, groups, reference, count)
 
     async def _walks(self, leased: Sequence[int]) -> tuple[list[Experience], float]:
         """Groups through sampling and scoring, lease by lease; also when sampling ended."""
@@ -355,95 +337,3 @@ class Collector:
 
     def __repr__(self) -> str:
         return f"Collector(version {self.version})"
-
-
-def unused_ids(used: set[int]) -> Iterator[int]:
-    """0, 1, 2, … without the groups that were learned from."""
-    return (group_id for group_id in itertools.count() if group_id not in used)
-
-
-def prompt_index(group_id: int, num_prompts: int, seed: int) -> int:
-    """Which prompt a group is about: every epoch runs through all prompts in a new order."""
-    epoch, position = divmod(group_id, num_prompts)
-    order = list(range(num_prompts))
-    Random(f"{seed}-{epoch}").shuffle(order)
-    return order[position]
-
-
-def row_of(config: RunConfig, group_id: int, num_rows: int) -> int:
-    """Which row of the data a group is about.
-
-    With `data.sliced`, iteration t of an iterative method reads the t-th contiguous slice alone.
-    """
-    steps = config.algorithm.iteration_steps
-    if not config.data.sliced or steps is None:
-        return prompt_index(group_id, num_rows, config.data.seed)
-    num_slices = -(-config.algorithm.num_steps // steps)
-    iteration, position = divmod(group_id, steps * config.data.prompts_per_step)
-    start, end = (num_rows * t // num_slices for t in (iteration, iteration + 1))
-    return start + prompt_index(position, end - start, config.data.seed)
-
-
-def renumbered(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The replies of a group from several sources, counted through."""
-    return [replace(rollout, sample=index) for index, rollout in enumerate(rollouts)]
-
-
-def others_behind(groups: Sequence[Sequence[Rollout]]) -> list[Rollout]:
-    """For each group, the first reply of the next one behind this group's prompt."""
-    following = [*groups[1:], groups[0]]
-    return [mismatched(g[0], other[0]) for g, other in zip(groups, following, strict=True)]
-
-
-def sample_seed(seed: int, group_id: int, num_samples: int) -> int:
-    """Seed of a group's first sample; groups never share one within a run."""
-    return (seed * 1_000_003 + group_id * num_samples) % 2**31
-
-
-def build_experiences(
-    groups: Sequence[Sequence[Rollout]],
-    scores: dict[str, tuple[float, ...]],
-    ref_logprobs: Sequence[np.ndarray],
-    extra_references: Sequence[Sequence[float]] = (),
-) -> Iterator[Experience]:
-    """Cut flat scores and log-probs back into groups."""
-    start = 0
-    for group in groups:
-        rows = slice(start, start + len(group))
-        yield Experience(
-            rollouts=tuple(group),
-            rewards={name: values[rows] for name, values in scores.items()},
-            ref_logprobs=tuple(ref_logprobs[rows]),
-            attempts=1,
-            extra_references=tuple(tuple(sums[rows]) for sums in extra_references),
-        )
-        start += len(group)
-
-
-def is_constant(experience: Experience, config: RunConfig) -> bool:
-    """Whether all replies of a group scored the same, so that it teaches nothing (DAPO).
-
-    Where rewards are not summed, what decides between them is known to the learner alone; there
-    the group counts as constant if no reward that is learned from tells its replies apart.
-    """
-    weights = {name: r.weight for name, r in config.feedback.rewards.items() if r.weight}
-    judged = [
-        [weight * experience.rewards[name][k] for name, weight in weights.items()]
-        for k in range(len(experience.rollouts))
-    ]
-    is_sum = config.feedback.combine == "weighted"
-    return len({sum(row) if is_sum else tuple(row) for row in judged}) == 1
-
-
-def _ledger_row(step: int, rollouts: Sequence[Rollout], status: str = USED) -> LedgerRow:
-    return LedgerRow(
-        group_id=rollouts[0].group_id,
-        status=status,
-        step=step,
-        attempts=1,
-        engine=rollouts[0].engine,
-        oldest_version=min(rollout.oldest_version for rollout in rollouts),
-        newest_version=max(rollout.newest_version for rollout in rollouts),
-        num_samples=len(rollouts),
-        num_tokens=sum(len(rollout.tokens) for rollout in rollouts),
-    )

@@ -10,7 +10,7 @@ from actors.rollout import SampleRequest
 from cluster.fleet import Fleet
 from cluster.scoring import ScoringGroup, merge_scores
 from configs.schema import GROUP_WISE, FeedbackConfig
-from rl.types import Prompt
+from rl.types import Prompt, Rollout
 
 SEED_OFFSET = 1_000_000_000
 """Evaluation draws from seeds of its own, so that it never repeats a training sample."""
@@ -50,6 +50,13 @@ async def answer_and_judge(
     rollouts = [group[0] for part in groups for group in part]
     results = await asyncio.gather(*(group.score(rollouts) for group in rewards.values()))
     scores = {name: s for parts in results for name, s in merge_scores(parts).items()}
+    return judged_replies(rollouts, scores)
+
+
+def judged_replies(
+    rollouts: Sequence[Rollout], scores: Mapping[str, Sequence[float]]
+) -> list[JudgedReply]:
+    """Replies with their scores by name, each a score per reply."""
     return [
         JudgedReply(
             prompt=rollout.prompt.text,

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import ray
 
 from actors.rollout import SampleRequest
-from cluster.evaluation import JudgedReply, judges_alone, with_total
+from cluster.evaluation import JudgedReply, judged_replies, judges_alone, with_total
 from cluster.fleet import EngineHandle, Fleet, start_engines
 from cluster.inputs import check_models, check_reward
 from cluster.progress import RunProgress
@@ -188,17 +188,7 @@ async def _chunk(
     flat = [rollout for group in rollouts for rollout in group]
     results = await asyncio.gather(*(group.score(flat) for group in groups.values()))
     scores = {name: s for parts in results for name, s in merge_scores(parts).items()}
-    judged = [
-        JudgedReply(
-            prompt=rollout.prompt.text,
-            reply=rollout.text,
-            num_tokens=len(rollout.tokens),
-            finish_reason=rollout.finish_reason,
-            rewards={name: values[index] for name, values in scores.items()},
-        )
-        for index, rollout in enumerate(flat)
-    ]
-    judged = with_total(judged, config.feedback)
+    judged = with_total(judged_replies(flat, scores), config.feedback)
     return [
         _row(config, group, judged[index * count : (index + 1) * count])
         for index, group in enumerate(rollouts)

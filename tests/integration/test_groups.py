@@ -1,9 +1,11 @@
 """A run whose judge and reference are ZeRO-3 groups, while Ray's usual port is taken."""
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,9 +15,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from actors.frozen import FrozenModel
 from actors.specs import FrozenSpec
+from cluster.inputs import read_inputs
+from cluster.scoring import merge_scores, reward_groups
 from configs.schema import RunConfig
 from rl.data.encode import encode_for_reward
-from rl.types import Prompt
+from rl.data.stored import stored_rollouts
+from rl.types import Demonstration, Prompt, Rollout
+from rl.world.model import write_model
 from tests.integration.loop import tiny_run
 from tests.integration.test_run import finish
 
@@ -34,9 +40,9 @@ def taken(port: int) -> Iterator[None]:
         yield
 
 
-def write_judge(policy: Path, folder: Path) -> Path:
+def write_judge(policy: Path, folder: Path, seed: int = 5) -> Path:
     """A reward model of random weights with the policy's tokenizer."""
-    torch.manual_seed(5)
+    torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(policy).save_pretrained(folder)
@@ -92,3 +98,43 @@ def test_groups_of_two_answer_in_a_run_as_one_process_does(
     logs = {file.name for file in Path(config.cluster.run_dir, "logs").glob("re*-1.log")}
     assert logs == {"reference-1.log", "reward-rm-1.log"}, "there was no second worker"
     assert json.loads(Path(config.cluster.run_dir, "summary.json").read_text())["steps"] == 2
+
+
+def test_judges_of_several_models_answer_alike_from_one_or_two_workers(
+    ray_cluster: None, world_model: Path, world_prompts: Path, tmp_path: Path
+) -> None:
+    first, second = (write_judge(world_model, tmp_path / f"judge-{n}", n) for n in (5, 6))
+    write_model(tmp_path / "taught", seed=9)
+    run = tiny_run(
+        world_model, world_prompts, tmp_path / "run",
+        "feedback.rewards.judge=null",
+        f"feedback.rewards.all={{kind: ensemble, paths: [{first}, {second}], reduce: minimum}}",
+        f"feedback.rewards.own={{kind: implicit, path: {tmp_path / 'taught'}, "
+        f"reference: {world_model}, beta: 0.1}}",
+    )  # fmt: skip
+    prompts = read_inputs(run).train[:9]
+    rollouts = [reply(prompt, other.text) for prompt, other in pairwise([*prompts, prompts[0]])]
+
+    async def answers(num_workers: int) -> dict[str, tuple[float, ...]]:
+        reward = run.cluster.reward.model_copy(update={"num_workers": num_workers})
+        cluster = run.cluster.model_copy(update={"reward": reward})
+        groups = reward_groups(run.model_copy(update={"cluster": cluster}))
+        found: dict[str, tuple[float, ...]] = {}
+        for group in groups.values():
+            found |= merge_scores(await group.score(rollouts))
+            group.end()
+        return found
+
+    one, two = asyncio.run(answers(1)), asyncio.run(answers(2))
+    assert list(one) == ["all", "all/disagreement", "own"]
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, abs=1e-5), name
+        assert max(values) - min(values) > 1e-3, f"{name} says the same of all"
+
+
+def reply(prompt: Prompt, text: str) -> Rollout:
+    """Any text as a reply."""
+    (rollout,) = stored_rollouts(
+        prompt.row, Demonstration(prompt=prompt, text=text, tokens=(*prompt.tokens, 1)), 0
+    )
+    return rollout

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from cluster.collector import build_experiences, prompt_index, sample_seed
+from cluster.groups import build_experiences, prompt_index, sample_seed
 from cluster.inputs import read_inputs
 from cluster.ledger import read_ledger
 from cluster.run import probe_sequences

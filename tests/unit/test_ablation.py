@@ -32,7 +32,8 @@ from cluster.ablation_results import (
     summarise,
 )
 from cluster.ledger import Ledger, LedgerRow
-from configs.ablation import make_plan, read_ablation
+from configs.ablation import read_ablation
+from configs.ablation_plan import make_plan
 from configs.errors import ConfigError
 from configs.load import to_yaml
 from tests.unit.synthetic_runs import write_jsonl

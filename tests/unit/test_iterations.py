@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cluster.collector import row_of
+from cluster.groups import row_of
 from cluster.references import (
     discard_references,
     latest_reference,

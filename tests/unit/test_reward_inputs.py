@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cluster.collector import is_constant
+from cluster.groups import is_constant
 from cluster.inputs import check_reward
 from configs.load import load_config
 from configs.paths import absolute_paths
