@@ -23,7 +23,7 @@ from rich.console import Console
 
 from cluster.ablation_results import FAILED
 from cluster.demo import stage_config, write_world_and_model
-from cluster.inputs import check_models, prepare_run_dir, read_inputs
+from cluster.inputs import Inputs, check_models, prepare_run_dir, read_inputs
 from cluster.progress import RunProgress, default_console
 from configs.ablation import read_ablation
 from configs.ablation_plan import Plan, PlannedRun, Start, make_plan
@@ -69,20 +69,23 @@ def _write(plan: Plan) -> Path:
 def render(plan: Plan) -> str:
     """All runs with their steps, and what is done of them."""
     lines, steps, left = [], 0, 0
-    jobs: list[tuple[str, str, RunConfig]] = []
+    jobs: list[tuple[str, str, RunConfig, int | None]] = []
     for start, runs in plan.starts:
-        for stage, config, _ in _stages(plan, start):
+        for stage, config, sample in _stages(plan, start):
             assert start is not None
-            jobs.append((f"seed={start.seed}", stage, config))
-        jobs += [(f"seed={run.seed}", run.cell, run.config) for run in runs]
-    width = max(len(name) for _, name, _ in jobs)
-    for seed, name, config in jobs:
+            jobs.append((f"seed={start.seed}", stage, config, sample))
+        jobs += [(f"seed={run.seed}", run.cell, run.config, None) for run in runs]
+    width = max(len(name) for _, name, _, _ in jobs)
+    for seed, name, config, sample in jobs:
         state = "done" if is_done(config) else "begun" if is_begun(config) else ""
-        own = config.algorithm.num_steps
-        steps += own
-        left += 0 if state == "done" else own
-        line = f"{seed:<8}  {name:<{width}}  {config.algorithm.name:<14}{own:>7} steps  {state}"
-        lines.append(line.rstrip())
+        if sample is None:
+            own = config.algorithm.num_steps
+            steps += own
+            left += 0 if state == "done" else own
+            what = f"{config.algorithm.name:<14}{own:>7} steps  "
+        else:
+            what = f"{'':<14}{sample:>7} replies to each prompt  "
+        lines.append(f"{seed:<8}  {name:<{width}}  {what}{state}".rstrip())
     at_once = f", {plan.parallel} at a time" if plan.parallel > 1 else ""
     total = f"{len(plan.runs)} runs of {len(plan.cells)} cells{at_once}, compared by {plan.judge}"
     return "\n".join([*lines, f"{total}; {steps} steps in all, {left} to go", f"into {plan.out}"])
@@ -184,7 +187,9 @@ def _session_config(plan: Plan) -> RunConfig:
     """The run that asks for most processors, in the ablation's folder."""
     from cluster.runtime import cpus_wanted
 
-    largest = max((run.config for run in plan.runs), key=cpus_wanted)
+    configs = [run.config for run in plan.runs]
+    configs += [stage.config for start, _ in plan.starts if start for stage in start.stages]
+    largest = max(configs, key=cpus_wanted)
     cluster = largest.cluster.model_copy(update={"run_dir": str(plan.out)})
     return largest.model_copy(update={"cluster": cluster})
 
@@ -297,7 +302,7 @@ def _attempt(
         if sample is not None:
             _draw(config, title, sample, console)
             return None
-        inputs = read_inputs(config)
+        inputs = _inputs(config, house)
         with RunProgress(config.algorithm.num_steps, title, console) as progress:
             run(config, inputs, progress, house)
     except Exception as error:  # noted; the other runs go on
@@ -305,6 +310,15 @@ def _attempt(
         logger.log(level, "%s failed", title, exc_info=True)
         return " ".join(root_cause(error).split())
     return None
+
+
+def _inputs(config: RunConfig, house: "House") -> Inputs:
+    """Checked against the memory that is free, to which the run before may still add its own."""
+    try:
+        return read_inputs(config)
+    except ConfigError:
+        house.close()
+        return read_inputs(config)
 
 
 def _draw(config: RunConfig, title: str, count: int, console: Console) -> None:

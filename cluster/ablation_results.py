@@ -28,9 +28,9 @@ FAILED = "failed.txt"
 class Shown:
     """A further reward of one run."""
 
-    before: float
-    """Mean over held-out replies; so is `after`."""
-    after: float
+    before: float | None
+    """Mean over held-out replies; so is `after`. None of a part that its reward does not have."""
+    after: float | None
     training: float | None
     """Mean over all replies that it learned from."""
 
@@ -170,10 +170,17 @@ def result_of(run: PlannedRun, judge: str, show: Sequence[str] = ()) -> Result:
 def _shown(run: PlannedRun, record: RunRecord, name: str) -> Shown:
     _, values = record.series(f"reward/{name}/mean")
     return Shown(
-        before=fmean(judged(run, name, "before")),
-        after=fmean(judged(run, name, "after")),
+        before=_mean_of(run, name, "before"),
+        after=_mean_of(run, name, "after"),
         training=fmean(values) if values else None,
     )
+
+
+def _mean_of(run: PlannedRun, name: str, when: str) -> float | None:
+    try:
+        return fmean(judged(run, name, when))
+    except KeyError:
+        return None
 
 
 def judged(run: PlannedRun, judge: str, when: str) -> list[float]:

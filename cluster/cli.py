@@ -301,7 +301,8 @@ def _run(config: "RunConfig", *, resume: bool, debug: bool) -> None:
         ):
             run_to_end(config, inputs, progress)
     typer.echo(headline(folder))
-    typer.echo(f"report: {folder / 'report.html'}   policy: {folder / 'policy'}")
+    made = "policy" if config.feedback.mixture is None else "models"
+    typer.echo(f"report: {folder / 'report.html'}   {made}: {folder / made}")
 
 
 @contextmanager

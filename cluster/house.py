@@ -8,6 +8,7 @@ Of a run that failed nothing is kept.
 """
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from cluster.runtime import namespace
 from configs.schema import RunConfig
 from rl.data.stored import Item
 
+logger = logging.getLogger(__name__)
+
+TAKE_UP_S = 30.0
+"""What a living process answers within."""
 READ_AT_START = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "tokenizer.model", "special_tokens_map.json", "chat_template.jinja",
@@ -58,15 +63,21 @@ class House:
         spec = engine_spec(config, name, path)
         built_of = _built_of(spec, is_synced=name != "engine-reference")
         before, engine = self._engines.pop(name, ("", None))
-        if engine is not None and before == built_of:
-            deadline_s = config.cluster.rollout.start_deadline_s
-            ray.get(engine.actor.take_up.remote(spec, config.cluster.run_dir), timeout=deadline_s)
-        else:
-            if engine is not None:
-                ray.kill(engine.actor)
-            engine = start_engine(config, name, path)
+        if engine is not None and not (before == built_of and self._taken_up(config, spec, engine)):
+            ray.kill(engine.actor)
+            engine = None
+        engine = engine or start_engine(config, name, path)
         self._engines[name] = (built_of, engine)
         return engine
+
+    def _taken_up(self, config: RunConfig, spec: EngineSpec, engine: EngineHandle) -> bool:
+        """Whether the engine serves the run; one that died or hangs is no loss."""
+        try:
+            ray.get(engine.actor.take_up.remote(spec, config.cluster.run_dir), timeout=TAKE_UP_S)
+        except Exception:
+            logger.warning("%s did not take up another run", engine.name, exc_info=True)
+            return False
+        return True
 
     def _opened(
         self,
@@ -76,7 +87,8 @@ class House:
         reference: EngineHandle | None,
     ) -> Any:
         if self._collector is not None:
-            ray.get(self._collector.take_up.remote(config, engines, items, reference), timeout=60)
+            call = self._collector.take_up.remote(config, engines, items, reference)
+            ray.get(call, timeout=TAKE_UP_S)
             return self._collector
         collector_class: Any = ray.remote(Collector)
         self._collector = collector_class.options(

@@ -52,7 +52,7 @@ def read_inputs(config: RunConfig) -> Inputs:
             train, config.data.validation_fraction, config.data.seed
         )
     if config.feedback.mixture is not None:
-        annotators(train, config.feedback.mixture)
+        annotators([*train, *validation], config.feedback.mixture)
     pad_token_id = tokenizer.pad_token_id
     assert isinstance(pad_token_id, int)
     return Inputs(pad_token_id=pad_token_id, train=train, validation=validation)

@@ -174,7 +174,7 @@ def feedback_panels(record: RunRecord) -> list[Panel]:
             title="Labels",
             unit="judged replies per step",
             metrics=(("labels", "labels"),),
-            explanation="Groups that were sampled again, or not worth a label, are counted so.",
+            explanation="Of groups that were sampled again too; not of what was left unlabelled.",
         ),
     ]
 

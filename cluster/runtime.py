@@ -81,6 +81,10 @@ def cpus_wanted(config: RunConfig) -> float:
     """Logical CPUs of all roles together."""
     cluster = config.cluster
     learner = cluster.learner.num_workers * cluster.learner.cpus_per_worker
+    mixture = config.feedback.mixture
+    if mixture is not None:  # its models judge after they were trained
+        workers = mixture.num_models * cluster.reward.num_workers
+        return max(learner, workers * cluster.reward.cpus_per_worker)
     if config.algorithm.name in OFFLINE:
         return learner
     judges = len(config.feedback.rewards) * cluster.reward.num_workers

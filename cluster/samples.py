@@ -8,28 +8,27 @@ from it; the scores are what a run would learn from, its rewards put together.
 
 import asyncio
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from actors.rollout import SampleRequest
 from cluster.evaluation import JudgedReply, judged_replies, judges_alone, with_total
 from cluster.fleet import EngineHandle, Fleet, start_engines
+from cluster.groups import sample_seed
 from cluster.inputs import check_models, check_reward
+from cluster.ledger import write_table
 from cluster.progress import RunProgress
 from cluster.runtime import keep_worker_logs, ray_session
-from cluster.scoring import ScoringGroup, merge_scores, reward_groups
+from cluster.scoring import merge_scores, reward_groups
 from configs.errors import ConfigError
 from configs.schema import OFFLINE, RunConfig
 from rl.data.encode import load_prompts
-from rl.data.layouts import COMPLETION, PROMPT, REPLIES, SCORE, SCORES
+from rl.data.layouts import SCORES
 from rl.folders import load_tokenizer
 from rl.kl import best_of_n_kl
 from rl.statistics import Interval, best_of_n, mean_interval
@@ -37,8 +36,8 @@ from rl.types import Prompt, Rollout
 
 CHUNK = 64
 """Prompts sampled at a time."""
-_REPLACED = {*PROMPT, *COMPLETION, *SCORE, *REPLIES, SCORES, "messages", "chosen", "rejected"}
-"""Columns of the prompts' file that would give the new one another meaning."""
+_LEFT_OUT = ("chosen", "rejected")
+"""Columns of the prompts' file that would make pairs of the new one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +58,12 @@ def prepare(
         raise ConfigError(f"--out: {out} should end with .parquet")
     if out.exists():
         raise ConfigError(f"--out: {out} exists; give another file, or remove it")
-    if count < 1 or (num_prompts is not None and num_prompts < 1):
-        raise ConfigError("--samples and --prompts should be at least 1")
+    if count < 2 or (num_prompts is not None and num_prompts < 1):
+        raise ConfigError("--samples should be at least 2, and --prompts at least 1")
+    if config.feedback.overlong_buffer is not None:
+        raise ConfigError(
+            "feedback.overlong_buffer is of runs alone: give feedback.overlong_buffer=null"
+        )
     if config.algorithm.name in OFFLINE:
         raise ConfigError(
             f"algorithm.name is {config.algorithm.name}, which samples nothing: give the YAML of "
@@ -120,102 +123,109 @@ def draw(samples: Samples, progress: RunProgress) -> list[list[float]]:
     progress.status(f"starting {config.cluster.rollout.num_engines} engine to sample")
     engines = start_engines(config)
     try:
-        rows = asyncio.run(_rows(samples, engines, progress))
+        groups, replies = asyncio.run(_judged(samples, engines, progress))
     finally:
         for engine in engines * ray.is_initialized():
             ray.kill(engine.actor)
-    samples.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = samples.out.with_name(f".{samples.out.name}.{os.getpid()}")
-    pq.write_table(pa.Table.from_pylist(rows), partial)
-    partial.replace(samples.out)
-    return [row[SCORES] for row in rows]
+    replies = with_total(replies, config.feedback)
+    count = config.data.samples_per_prompt
+    own = [replies[start : start + count] for start in range(0, len(replies), count)]
+    write_table(as_table(config, groups, own), samples.out)
+    return [[reply.rewards["total"] for reply in group] for group in own]
 
 
-async def _rows(
+async def _judged(
     samples: Samples, engines: Sequence[EngineHandle], progress: RunProgress
-) -> list[dict[str, Any]]:
+) -> tuple[list[list[Rollout]], list[JudgedReply]]:
+    """All replies by prompt, and side by side with the scores of each reward."""
     config = samples.config
     rollout = config.cluster.rollout
     kinds = {name: reward.kind for name, reward in config.feedback.rewards.items()}
-    groups = {n: g for n, g in reward_groups(config).items() if judges_alone(kinds[n])}
-    started = asyncio.gather(
-        *(engine.actor.start.remote() for engine in engines),
-        *(group.ready() for group in groups.values()),
-    )
+    judges = {n: g for n, g in reward_groups(config).items() if judges_alone(kinds[n])}
+    fleet = Fleet(engines, rollout.generate_deadline_s)
+    waiting = asyncio.Semaphore(2 * len(engines))  # one chunk is judged while another is sampled
+    done = 0
+
+    async def chunk(start: int) -> tuple[list[list[Rollout]], list[JudgedReply]]:
+        nonlocal done
+        prompts = samples.prompts[start : start + CHUNK]
+        async with waiting:
+            groups = await fleet.generate(_requests(config, prompts, start))
+            flat = [reply for group in groups for reply in group]
+            results = await asyncio.gather(*(judge.score(flat) for judge in judges.values()))
+        scores = {name: s for parts in results for name, s in merge_scores(parts).items()}
+        done += len(prompts)
+        progress.update({"step": done})
+        return groups, judged_replies(flat, scores)
+
     try:
-        await asyncio.wait_for(started, rollout.start_deadline_s)
+        await asyncio.wait_for(
+            asyncio.gather(
+                *(engine.actor.start.remote() for engine in engines),
+                *(judge.ready() for judge in judges.values()),
+            ),
+            rollout.start_deadline_s,
+        )
+        parts = await asyncio.gather(*(chunk(s) for s in range(0, len(samples.prompts), CHUNK)))
     except TimeoutError as error:
         raise RuntimeError(
             f"the engines did not start within {rollout.start_deadline_s:.0f} s (phase: start); "
             "raise cluster.rollout.start_deadline_s"
         ) from error
-    fleet = Fleet(engines, rollout.generate_deadline_s)
-    waiting = asyncio.Semaphore(2 * len(engines))  # one chunk is judged while another is sampled
-    done = 0
-
-    async def chunk(start: int) -> list[dict[str, Any]]:
-        nonlocal done
-        prompts = samples.prompts[start : start + CHUNK]
-        async with waiting:
-            rows = await _chunk(config, fleet, groups, prompts, start)
-        done += len(prompts)
-        progress.update({"step": done})
-        return rows
-
-    parts = await asyncio.gather(*(chunk(s) for s in range(0, len(samples.prompts), CHUNK)))
-    return [row for part in parts for row in part]
+    finally:
+        for judge in judges.values():
+            judge.end()
+    return [g for groups, _ in parts for g in groups], [r for _, own in parts for r in own]
 
 
-async def _chunk(
-    config: RunConfig,
-    fleet: Fleet,
-    groups: Mapping[str, ScoringGroup],
-    prompts: Sequence[Prompt],
-    start: int,
-) -> list[dict[str, Any]]:
-    """Rows of the file, in the order of the prompts, the first of which has number `start`."""
+def _requests(config: RunConfig, prompts: Sequence[Prompt], start: int) -> list[SampleRequest]:
+    """For prompts of which the first is number `start` of all."""
     count = config.data.samples_per_prompt
-    requests = [
+    return [
         SampleRequest(
             group_id=number,
             prompt=prompt,
             num_samples=count,
-            seed=(config.data.seed * 1_000_003 + number * count) % 2**31,
+            seed=sample_seed(config.data.seed, number, count),
         )
         for number, prompt in enumerate(prompts, start)
     ]
-    rollouts = await fleet.generate(requests)
-    flat = [rollout for group in rollouts for rollout in group]
-    results = await asyncio.gather(*(group.score(flat) for group in groups.values()))
-    scores = {name: s for parts in results for name, s in merge_scores(parts).items()}
-    judged = with_total(judged_replies(flat, scores), config.feedback)
-    return [
-        _row(config, group, judged[index * count : (index + 1) * count])
-        for index, group in enumerate(rollouts)
+
+
+def as_table(
+    config: RunConfig, groups: Sequence[Sequence[Rollout]], judged: Sequence[Sequence[JudgedReply]]
+) -> pa.Table:
+    """The file: the prompts' own columns, and their replies as lists."""
+    prompts = [group[0].prompt for group in groups]
+    messages = [_messages(config, prompt) for prompt in prompts]
+    # One column has one type: text, unless some prompt is more than the user's only message.
+    is_text = all(len(own) == 1 for own in messages)
+    rows = [
+        {
+            **{name: value for name, value in prompt.extra.items() if name not in _LEFT_OUT},
+            "prompt": own[0]["content"] if is_text else own,
+            "replies": [reply.reply for reply in replies],
+            SCORES: [reply.rewards["total"] for reply in replies],
+            "num_tokens": [reply.num_tokens for reply in replies],
+            "finish_reasons": [reply.finish_reason for reply in replies],
+            **{
+                f"rewards/{name}": [reply.rewards[name] for reply in replies]
+                for name in config.feedback.rewards
+                if name in replies[0].rewards
+            },
+        }
+        for prompt, own, replies in zip(prompts, messages, judged, strict=True)
     ]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows])
 
 
-def _row(
-    config: RunConfig, group: Sequence[Rollout], judged: Sequence[JudgedReply]
-) -> dict[str, Any]:
-    prompt = group[0].prompt
+def _messages(config: RunConfig, prompt: Prompt) -> list[dict[str, str]]:
     messages = [dict(message) for message in prompt.messages]
-    if config.data.system_prompt and messages and messages[0]["role"] == "system":
-        messages = messages[1:]  # whoever reads the file says again what comes before prompts
-    rewards = {
-        f"rewards/{name}": [reply.rewards[name] for reply in judged]
-        for name in config.feedback.rewards
-        if name in judged[0].rewards
-    }
-    return {
-        **{name: value for name, value in prompt.extra.items() if name not in _REPLACED},
-        "prompt": messages if len(messages) > 1 else prompt.text,
-        "replies": [reply.reply for reply in judged],
-        SCORES: [reply.rewards["total"] for reply in judged],
-        "num_tokens": [reply.num_tokens for reply in judged],
-        "finish_reasons": [reply.finish_reason for reply in judged],
-        **rewards,
-    }
+    messages = messages or [{"role": "user", "content": prompt.text}]
+    if config.data.system_prompt and messages[0]["role"] == "system":
+        return messages[1:]  # whoever reads the file says again what comes before prompts
+    return messages
 
 
 # ---- best-of-N -----------------------------------------------------------------------------------
@@ -226,13 +236,20 @@ def best_of(scores: Sequence[Sequence[float]]) -> dict[int, Interval]:
     count = len(scores[0])
     powers = [2**k for k in range(int(math.log2(count)) + 1)]
     values = np.asarray(scores)
-    return {n: mean_interval(best_of_n(values, n)) for n in dict.fromkeys([*powers, count])}
+    return {n: _interval(best_of_n(values, n)) for n in dict.fromkeys([*powers, count])}
+
+
+def _interval(values: np.ndarray) -> Interval:
+    """Of one prompt there is none."""
+    if len(values) == 1:
+        return Interval(mean=float(values[0]), low=math.nan, high=math.nan)
+    return mean_interval(values)
 
 
 def render(scores: Sequence[Sequence[float]]) -> str:
     """The table for a terminal; the KL is a bound (Beirami et al., arXiv 2401.01879)."""
     lines = [f"{'best of':>8}  {'score':>8}  {'95% interval':<20}KL at most, nats"]
     for n, one in best_of(scores).items():
-        reach = f"[{one.low:.3f}, {one.high:.3f}]"
+        reach = f"[{one.low:.3f}, {one.high:.3f}]" if math.isfinite(one.low) else "-"
         lines.append(f"{n:>8}  {one.mean:>8.3f}  {reach:<20}{best_of_n_kl(n):.2f}")
     return "\n".join(lines)

@@ -97,7 +97,8 @@ class ScoringGroup:
         self.name = name
         self.spawn = spawn
         self.built_of = built_of
-        """What its workers cannot change; groups of one such text answer alike."""
+        """What its workers were started with; groups of one such text answer alike. Empty: unlike
+        all others."""
         self.deadline_s = deadline_s
         self.attempts = attempts
         self.start_deadline_s = start_deadline_s
@@ -110,7 +111,7 @@ class ScoringGroup:
     def adopt(self, idle: list["ScoringGroup"], run_dir: str) -> None:
         """Take over the workers of an idle group that answers alike, and it from the list."""
         for other in idle:
-            if other.workers and other.built_of == self.built_of:
+            if other.workers and self.built_of and other.built_of == self.built_of:
                 self.workers, self._loading = other.workers, other._loading
                 idle.remove(other)
                 for worker in self.workers:
@@ -181,7 +182,7 @@ class ScoringGroup:
     async def respawn(self, spawn: Spawn) -> None:
         """End the workers after the call in progress, and go on with others."""
         async with self._turn:
-            self.spawn = spawn
+            self.spawn, self.built_of = spawn, ""  # it answers as none that is started anew
             self._replace()
 
     def _replace(self) -> None:

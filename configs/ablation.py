@@ -66,7 +66,7 @@ class Ablation(Section):
     stages: dict[str, StageSettings] = Field(default_factory=dict)
     """Under `start: world`, in this order; a later one may read an earlier one."""
     overrides: tuple[str, ...] = ()
-    """`section.key=value` for every cell, below the cell's own."""
+    """`section.key=value` for every cell, below the cell's own, and for stages without a `base`."""
     cells: dict[str, tuple[str, ...] | None] | None = None
     """Name -> overrides."""
     grid: (
@@ -92,6 +92,9 @@ def read_ablation(file: Path) -> Ablation:
     errors = _unknown(settings, Ablation, "")
     world = settings.get("world")
     errors += _unknown(world, WorldSettings, "world.") if isinstance(world, dict) else []
+    stages = settings.get("stages")
+    for name, stage in stages.items() if isinstance(stages, dict) else ():
+        errors += _unknown(stage, StageSettings, f"stages.{name}.") if stage else []
     if errors:
         raise ConfigError("\n".join(f"{file}: {error}" for error in errors))
     try:
@@ -163,8 +166,11 @@ def grid_levels(
         for key, values in grid.items()
     ]
     points = list(product(*names))  # in the order of `_grid`, as the cells are
+    short = [key.rpartition(".")[2] for key in grid]
     return {
-        key.rpartition(".")[2]: {c: point[axis] for c, point in zip(cells, points, strict=True)}
+        key if short.count(short[axis]) > 1 else short[axis]: {
+            cell: point[axis] for cell, point in zip(cells, points, strict=True)
+        }
         for axis, key in enumerate(grid)
     }
 
@@ -188,14 +194,20 @@ def _check_cell(name: str, overrides: Sequence[str], ablation: Ablation) -> None
         )
     if ablation.start == "world" and name in ("world", *STAGES, *ablation.stages):
         raise ConfigError(f"cell {name}: a folder of the world has this name; call it differently")
+    refuse_ours(f"cell {name}", overrides)
+    for override in overrides:
+        if START in override and ablation.start == "none":
+            raise ConfigError(f"cell {name}: {override}: {START} exists under `start: world` only")
+
+
+def refuse_ours(what: str, overrides: Sequence[str]) -> None:
+    """Refuse what the ablation decides for every run."""
     for override in overrides:
         key = override.partition("=")[0].strip()
         if key in OURS:
             raise ConfigError(
-                f"cell {name}: {key} is what the ablation itself sets for each run; leave it out"
+                f"{what}: {key} is what the ablation itself sets for each run; leave it out"
             )
-        if START in override and ablation.start == "none":
-            raise ConfigError(f"cell {name}: {override}: {START} exists under `start: world` only")
 
 
 def _unknown(layer: Mapping[Any, Any], section: type[Section], prefix: str) -> list[str]:

@@ -21,6 +21,7 @@ from configs.ablation import (
     StageSettings,
     expand,
     grid_levels,
+    refuse_ours,
 )
 from configs.errors import ConfigError
 from configs.load import load_config
@@ -163,9 +164,12 @@ def _stage(
     what = f"stage {name}"
     if not re.fullmatch(r"\w[\w.-]*", name) or name in ("world", *STAGES):
         raise ConfigError(f"{what}: it names a folder beside world, sft and reward_model")
+    refuse_ours(what, settings.overrides)
     # The demo's data is for a base that is a run on prompts; another base names its own.
     begun = _begun(folder)[: 1 if settings.base else None]
     own = [f"cluster.run_dir={folder / name}", f"data.seed={seed}"]
+    if settings.sample:  # kept with the configuration, so that another number is another stage
+        own.append(f"data.samples_per_prompt={settings.sample}")
     shared = () if settings.base else ablation.overrides
     base = settings.base or ablation.base
     config = _load(base, file, [*begun, *shared, *settings.overrides, *own], folder, what)

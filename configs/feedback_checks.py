@@ -105,6 +105,11 @@ def selection(config: RunConfig) -> str | None:
             f"feedback.selection chooses among fresh replies, and data.source={config.data.source} "
             "has others: use data.source=policy, or leave it out"
         )
+    if config.data.sliced:
+        return (
+            "data.sliced=true gives every iteration as many prompts as it learns from, and "
+            "feedback.selection chooses among more: leave one of them out"
+        )
     if config.algorithm.resample_rounds:
         return (
             f"algorithm.resample_rounds={config.algorithm.resample_rounds} would judge more than "
@@ -133,6 +138,11 @@ def label_budget(config: RunConfig) -> str | None:
         return (
             f"feedback.label_budget counts fresh replies, and data.source={config.data.source} "
             "has judged ones: leave it out"
+        )
+    if config.algorithm.resample_rounds and config.algorithm.max_staleness:
+        return (
+            f"feedback.label_budget={budget} cannot be shared by steps that resample at the same "
+            "time: set algorithm.max_staleness=0 or algorithm.resample_rounds=0"
         )
     steps, each = config.algorithm.num_steps, labels_per_step(config)
     if steps * each <= budget:

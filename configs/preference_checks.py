@@ -62,6 +62,11 @@ def c_has_samples(config: RunConfig) -> str | None:
                 f"algorithm.loss.{setting} is taken from the reference's replies, and data.source="
                 f"{source} has none: use data.source=policy+reference"
             )
+    if loss.centred and (loss.label_mode, loss.reduction, loss.c) != ("continuous", "global", 0):
+        return (
+            "algorithm.loss.centred=true makes scores that are no labels, with no c to add: set "
+            "label_mode=continuous, reduction=global and c=0"
+        )
     return None
 
 

@@ -233,7 +233,8 @@ class FeedbackConfig(Section):
     selection: SelectionConfig | None = None
     """Judge only what is worth it, where labels are dear; all of it where empty."""
     label_budget: Positive | None = None
-    """Replies that may be judged in all; every step records how many it took."""
+    """Replies that may be judged in all; every step records how many it took. Steps that are run
+    again after a crash are judged again, which the budget does not count."""
     mixture: MixtureConfig | None = None
     """Of reward_model: one model for each group of annotators who agree (MaxMin-RLHF), in
     `models/0`, `models/1`, ... of the run folder."""

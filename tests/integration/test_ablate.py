@@ -93,7 +93,10 @@ def test_a_grid_that_was_killed_goes_on_and_compares_its_cells(
     done = subprocess.run(own, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert replies(tmp_path / "alone") == replies(out / "seed=1" / "high")
-    assert (out / "seed=1" / "high" / "logs" / "engine-0.log").exists()
+    logs = sorted(out.glob("seed=*/*/logs/engine-0.log"))
+    assert len(logs) == 4
+    starts = ["ready in" in log.read_text() for log in logs]
+    assert sum(starts) == 2, "an engine starts with the command, twice given, and with no run"
     markdown = (out / "results.md").read_text()
     assert "low" in markdown
     assert "high" in markdown

@@ -233,6 +233,14 @@ def test_a_bad_cell_is_named(tmp_path):
         ({"cells": CELLS, "show": ["rare"]}, "there is no reward rare to show"),
         ({"cells": CELLS, "stages": {"x": {}}}, "stages are made on the built-in world"),
         (
+            {"cells": CELLS, "start": "world", "stages": {"x": {"samples": 4}}},
+            "stages.x.samples is not a setting of an ablation; did you mean stages.x.sample?",
+        ),
+        (
+            {"cells": CELLS, "start": "world", "stages": {"x": {"overrides": ["data.seed=1"]}}},
+            "stage x: data.seed is what the ablation itself sets",
+        ),
+        (
             {"cells": CELLS, "start": "world", "stages": {"sft": {}}},
             "stage sft: it names a folder beside world",
         ),
@@ -551,3 +559,36 @@ def test_nothing_finished_is_said(tmp_path):
     assert Page(write_results(plan).read_text()).h1 == [
         "No run has finished: there is nothing to compare yet."
     ]
+
+
+def test_axes_whose_last_words_are_alike_keep_their_full_names(tmp_path):
+    grid = {"algorithm.kl.coef": [0.0, 0.1], "algorithm.entropy_coef": [0.0]}
+    assert list(plan_of(tmp_path, grid=grid).levels) == ["coef", "entropy_coef"]
+    grid = {"algorithm.optimizer.eps": [1e-8, 1e-6], "algorithm.critic_optimizer.eps": [1e-8]}
+    plan = plan_of(tmp_path, grid=grid)
+    assert list(plan.levels) == list(grid)
+
+
+def test_another_number_of_sampled_replies_is_another_stage(tmp_path):
+    def stage(count):
+        stages = {"replies": {"sample": count}}
+        start, _ = plan_of(tmp_path, start="world", stages=stages, cells=CELLS).starts[0]
+        return start.stages[0]
+
+    done = stage(4).config
+    folder = Path(done.cluster.run_dir)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(done))
+    (folder / "summary.json").write_text("{}")
+    stages = {"replies": {"sample": 8}}
+    changed = plan_of(tmp_path, start="world", stages=stages, cells=CELLS)
+    with pytest.raises(ConfigError, match=r"run with another data\.samples_per_prompt"):
+        refuse_changed(changed)
+
+
+def test_a_part_that_a_reward_does_not_have_is_left_open(tmp_path):
+    made = plan_of(tmp_path, cells=CELLS, show=["gold/ture"])
+    for run in made.runs:
+        finish(run, 0.1)
+    write_results(made)
+    assert "| cold | – | – | – |" in (made.out / "results.md").read_text()

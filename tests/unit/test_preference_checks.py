@@ -61,6 +61,37 @@ JUDGE = "feedback.rewards.g.kind=gold"
             ["algorithm.name=ulma", "algorithm.loss.centred=true"],
             "has none: use data.source=policy",
         ),
+        (
+            [
+                "algorithm.name=ulma",
+                "data.source=policy+reference",
+                "algorithm.loss.centred=true",
+                "feedback.rewards.label=null",
+                JUDGE,
+            ],
+            "centred=true makes scores that are no labels",
+        ),
+        (
+            [
+                "algorithm.name=online_dpo",
+                JUDGE,
+                "feedback.selection.by=random",
+                "data.sliced=true",
+                "algorithm.iteration_steps=3",
+                "cluster.checkpoint.interval=3",
+            ],
+            "feedback.selection chooses among more",
+        ),
+        (
+            [
+                "algorithm.name=dapo",
+                JUDGE,
+                "data.samples_per_prompt=2",
+                "feedback.label_budget=500",
+                "algorithm.max_staleness=1",
+            ],
+            "cannot be shared by steps that resample",
+        ),
         (["algorithm.name=dpo", "feedback.curate_by=rm"], "is no reward that judges replies"),
         (
             ["algorithm.name=kto", "feedback.curate_by=g", JUDGE, "feedback.rewards.g.weight=0"],
