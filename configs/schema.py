@@ -178,7 +178,11 @@ class RewardConfig(Section):
 
 
 class MixtureConfig(Section):
-    """Several reward models, each for the annotators whom it suits best (hard EM)."""
+    """Several reward models, each for the annotators whom it suits best (hard EM).
+
+    Annotators choose by their held-out pairs, of which each should have a few
+    (`data.validation_fraction`).
+    """
 
     annotator: str
     """Column that says who judged a pair."""
