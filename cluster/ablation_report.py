@@ -207,8 +207,9 @@ def _cell_table(plan: Plan, cells: Sequence[CellSummary]) -> Table:
             "A cell is bold "
             "where the interval of its gain lies above all others. Win rate: share of held-out "
             "prompts answered better than by the starting policy, as the judge sees it, ties "
-            "counting half. KL: of the policy's own samples to its reference over the last tenth "
-            "of the steps. Labels: replies that were judged to learn from."
+            "counting half. KL: of held-out replies to the reference; where that moves, of the "
+            "policy's own samples over the last tenth of the steps. Labels: replies that were "
+            "judged to learn from."
         ),
     )
 

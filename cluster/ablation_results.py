@@ -200,13 +200,20 @@ def labels_used(run_dir: Path) -> dict[int, int]:
 
 
 def final_kl(run: PlannedRun) -> float | None:
-    """Mean log-ratio of the policy's own replies to the reference over the last tenth of the steps.
+    """Mean log-ratio of held-out replies after the run to the reference.
 
-    From the samples themselves: the metric of a method that also learns from stored replies or the
-    reference's is a mean over those too, and no KL. None where there is nothing to measure.
+    Where the reference moves or decoding is greedy: of the policy's own samples over the last tenth
+    of the steps, which is no KL to the start; stored and the reference's replies are none either.
+    None where there is nothing to measure.
     """
     if run.config.model.reference_update == "none":
         return None
+    rows = json.loads((run.folder / "after.json").read_text(encoding="utf-8"))
+    known = [row["log_ratio"] for row in rows if row.get("log_ratio") is not None]
+    return fmean(known) if known else _kl_of_samples(run)
+
+
+def _kl_of_samples(run: PlannedRun) -> float | None:
     folders = sorted((run.folder / "experience").glob("step=*"), key=_step_of)
     ratios: list[float] = []
     for folder in folders[-max(1, len(folders) // 10) :]:

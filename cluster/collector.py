@@ -329,7 +329,10 @@ class Collector:
         """One judged reply to each of some held-out prompts, from the weights the engines have."""
         kinds = {name: reward.kind for name, reward in self.config.feedback.rewards.items()}
         judges = {n: group for n, group in self.rewards.items() if judges_alone(kinds[n])}
-        return await answer_and_judge(self.fleet, judges, prompts, self.config.data.seed)
+        stays = self.config.model.reference_update == "frozen"
+        is_drawn = not self.config.data.sampling.greedy
+        reference = self.reference if stays and is_drawn else None
+        return await answer_and_judge(self.fleet, judges, prompts, self.config.data.seed, reference)
 
     def stats(self) -> dict[str, int]:
         """Retries of scoring calls so far."""

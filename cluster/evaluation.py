@@ -25,6 +25,9 @@ class JudgedReply:
     num_tokens: int
     finish_reason: str
     rewards: dict[str, float]
+    log_ratio: float | None = None
+    """Nats by which the policy finds it likelier than the reference does; its mean over replies
+    estimates their KL. None without a reference that stays, or where no sampling was done."""
 
 
 async def answer_and_judge(
@@ -32,6 +35,7 @@ async def answer_and_judge(
     rewards: Mapping[str, ScoringGroup],
     prompts: Sequence[Prompt],
     seed: int,
+    reference: ScoringGroup | None = None,
 ) -> list[JudgedReply]:
     """One reply to each prompt, sampled with the run's settings, in the order of the prompts."""
     requests = [
@@ -50,7 +54,14 @@ async def answer_and_judge(
     rollouts = [group[0] for part in groups for group in part]
     results = await asyncio.gather(*(group.score(rollouts) for group in rewards.values()))
     scores = {name: s for parts in results for name, s in merge_scores(parts).items()}
-    return judged_replies(rollouts, scores)
+    replies = judged_replies(rollouts, scores)
+    if reference is None:
+        return replies
+    logprobs = [row for part in await reference.score(rollouts) for row in part]
+    return [
+        replace(reply, log_ratio=float(rollout.rollout_logprobs.sum() - row.sum()))
+        for reply, rollout, row in zip(replies, rollouts, logprobs, strict=True)
+    ]
 
 
 def judged_replies(

@@ -85,6 +85,15 @@ def test_a_grid_that_was_killed_goes_on_and_compares_its_cells(
             (out / f"seed={row['seed']}" / row["cell"] / "summary.json").read_text()
         )
         assert row["after"] == pytest.approx(summary["reward_after"]["total"])
+        folder = out / f"seed={row['seed']}" / row["cell"]
+        start, end = (
+            [reply["log_ratio"] for reply in json.loads((folder / name).read_text())]
+            for name in ("before.json", "after.json")
+        )
+        # Engine and reference agree on the start, to 1e-4 nats a token of at most 16.
+        assert start == pytest.approx([0.0] * 8, abs=1.6e-3)
+        assert max(map(abs, end)) > 0.01
+        assert row["kl"] == pytest.approx(sum(end) / 8)
     # The last run took over engine, judge and reference of the one before; alone it is the same.
     last = load_config(out / "seed=1" / "high" / "config.yaml")
     alone = tmp_path / "alone.yaml"

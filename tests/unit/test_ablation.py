@@ -424,6 +424,18 @@ def test_further_rewards_are_told_before_after_and_in_training(tmp_path):
     assert dict(rows[0]["shown"])["gold/true"]["after"] == pytest.approx(0.25)
 
 
+def test_the_kl_is_that_of_held_out_replies_where_they_tell_it(plan):
+    run = plan.runs[0]
+    rows = [
+        row | {"log_ratio": value}
+        for row, value in zip(
+            json.loads((run.folder / "after.json").read_text()), [1.0, 2.0, 3.0, 6.0], strict=True
+        )
+    ]
+    (run.folder / "after.json").write_text(json.dumps(rows))
+    assert results_of(plan)[0].kl == pytest.approx(3.0)
+
+
 def test_labels_never_fall_and_count_filtered_groups(plan):
     used = labels_used(plan.runs[0].folder)
     assert used == {1: 16, 2: 34, 3: 50, 4: 66}
