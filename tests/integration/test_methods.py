@@ -39,6 +39,7 @@ ONLINE = [
     "data.source=policy+reference",
     "data.samples_per_prompt=2",
     "feedback.rewards.label=null",
+    "algorithm.loss.label_mode=continuous",
 ]
 SECOND = "feedback.rewards.brief={kind: function, path: '{judge}:brief'}"
 VARIANTS: dict[str, list[str]] = {
