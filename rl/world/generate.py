@@ -32,7 +32,7 @@ RATING_NOISE = 0.05
 """Standard deviation of a rating's score around gold."""
 GOOD = 0.5
 """Gold of a reply that is liked as often as not."""
-PRIMED_SHARE = 1 / 88
+PRIMED_SHARE = 1 / 64
 """Of the rare style in `primers`."""
 WRONG_SHARE = 0.25
 """Of the labels in `likes_noisy`."""
