@@ -30,6 +30,7 @@ def start_ray(config: RunConfig, runs_at_once: int = 1) -> None:
     options: dict[str, Any] = {}
     if cluster.address is None:
         options = {
+            "address": "local",  # or a cluster that `ray start` left on this machine is joined
             "num_cpus": runs_at_once * (math.ceil(cpus_wanted(config)) + 1),
             "include_dashboard": cluster.dashboard,
             "dashboard_host": "127.0.0.1",
