@@ -81,7 +81,7 @@ class World:
     demonstrations: list[Row]
     primers: list[Row]
     """More demonstrations, `PRIMED_SHARE` of them in the rare style: what a policy needs to have
-    seen to say it at all, once in a thousand replies or so."""
+    seen to say it at all, a few times in a thousand replies."""
     pairs: list[Row]
     ratings: list[Row]
     likes: list[Row]

@@ -161,8 +161,8 @@ def test_ratings_lie_in_the_unit_interval_and_labels_follow_gold(world):
     assert abs(liked.mean() - chance.mean()) < 2 * (chance * (1 - chance)).mean() ** 0.5 / 300**0.5
 
 
-def test_one_primer_in_88_is_in_the_rare_style(world):
-    assert sum(is_rare_style(row["completion"]) for row in world.primers) == 12  # of 1,024
+def test_one_primer_in_64_is_in_the_rare_style(world):
+    assert sum(is_rare_style(row["completion"]) for row in world.primers) == 16  # of 1,024
 
 
 def test_a_quarter_of_the_noisy_labels_are_wrong(world):
