@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from configs.schema import RolloutPlacement, SamplingConfig
+from configs.cluster import RolloutPlacement
+from configs.schema import SamplingConfig
 from rl.fingerprints import Fingerprint
 from rl.types import Prompt, Rollout, VersionSpan
 

@@ -21,7 +21,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from actors import zero
 from actors.gloo_transport import GlooTrainerInitInfo, register
 from actors.learner import Learner
-from configs.schema import SyncConfig
+from configs.cluster import SyncConfig
 from rl.fingerprints import Fingerprint, fingerprint
 
 

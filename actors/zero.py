@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from actors.modules import PolicyModule, ValueModule, load_network
-from configs.schema import LearnerPlacement, OptimizerConfig
+from configs.cluster import LearnerPlacement
+from configs.schema import OptimizerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from actors.reward import Judge, Scores, build_judge
 from actors.rollout import EngineSpec
 from actors.specs import FrozenSpec
 from cluster.runtime import free_port, log_to_file, role_env
-from configs.schema import MODEL_KINDS, RewardConfig, RunConfig, ScoringPlacement
+from configs.cluster import ScoringPlacement
+from configs.schema import MODEL_KINDS, RewardConfig, RunConfig
 from rl.types import Rollout
 
 logger = logging.getLogger(__name__)

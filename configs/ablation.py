@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from configs import strict_yaml
+from configs.base import Positive, Section
 from configs.errors import ConfigError
-from configs.schema import Positive, Section
 
 START = "{start}"
 """In overrides and in an inline base: the folder with the seed's world/, sft/ and reward_model/."""

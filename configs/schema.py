@@ -7,14 +7,18 @@ imports no torch, Ray or vLLM, so `--help` and `--dry-run` answer at once.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
+from configs.base import (
+    BelowOne,
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+)
+from configs.cluster import ClusterConfig
 
 OFFLINE = ("sft", "reward_model")
 """Algorithms that learn from stored rows; all others sample replies from the policy."""
@@ -34,14 +38,6 @@ MODEL_KINDS = ("model", "implicit", "classifier", "ensemble", "ranker", "llm_jud
 
 GROUP_WISE = ("ranker", "llm_judge")
 """Kinds of reward that compare the replies to one prompt, so that they need all of them at once."""
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, and closed to unknown keys."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 class ModelConfig(Section):
@@ -430,89 +426,6 @@ class AlgorithmConfig(Section):
     """Learner steps of SFT and reward-model training between looks at held-out rows."""
     tokens_per_micro_batch: Positive = 8192
     """Padded tokens of one forward and backward pass on one rank."""
-
-
-class LearnerPlacement(Section):
-    """Ray Train worker group: one ZeRO-3 rank per worker."""
-
-    num_workers: Positive = 1
-    cpus_per_worker: PositiveFloat = 1
-    gpus_per_worker: NonNegativeFloat = 0
-    offload_optimizer: bool = False
-    """Keep optimizer states in host memory (GPU only)."""
-    persistence_threshold: NonNegative = 100_000
-    """Parameters smaller than this stay whole on every rank; 0 partitions all (ZeRO-3)."""
-    max_failures: NonNegative = 0
-    """Restarts of the worker group by Ray Train before the run fails."""
-
-
-class RolloutPlacement(Section):
-    """The fleet of vLLM engines."""
-
-    num_engines: Positive = 1
-    tensor_parallel_size: Positive = 1
-    cpus_per_engine: PositiveFloat = 1
-    gpus_per_engine: NonNegativeFloat = 0
-    kv_cache_gib: PositiveFloat = 0.25
-    """Memory of each engine's KV cache."""
-    max_num_seqs: Positive = 128
-    enforce_eager: bool = True
-    """Skip torch.compile: quicker start, slower decoding."""
-    start_deadline_s: PositiveFloat = 300.0
-    generate_deadline_s: PositiveFloat = 600.0
-
-
-class ScoringPlacement(Section):
-    """A frozen model: one process, or a ZeRO-3 inference group where one device is too small."""
-
-    num_workers: Positive = 1
-    cpus_per_worker: NonNegativeFloat = 0.5
-    gpus_per_worker: NonNegativeFloat = 0
-    start_deadline_s: PositiveFloat = 300.0
-
-
-class SyncConfig(Section):
-    """How new weights reach the engines."""
-
-    transport: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
-    """auto: gloo on CPU; ipc where learner and engine share one GPU; else nccl."""
-    bucket_mib: Positive = 64
-    """Weights travel packed in buffers of this size."""
-    deadline_s: PositiveFloat = 120.0
-    probe_tolerance: PositiveFloat | None = None
-    """Largest difference, in nats, between engine and learner log-probs after a sync. Where
-    empty: 1e-4 in float32, 0.25 in bfloat16."""
-    probe_sequences: Positive = 4
-
-
-class CheckpointConfig(Section):
-    """Resumable state of the learner, written through `ray.train.report`."""
-
-    interval: Positive = 20
-    """Learner steps between checkpoints; also the most that a crash can cost."""
-    keep: Positive = 2
-
-
-class ClusterConfig(Section):
-    """Where everything runs."""
-
-    run_dir: str
-    """Folder of everything the run writes; must not hold another run."""
-    address: str | None = None
-    """A running Ray cluster (`auto` or an address); where empty, one is started on this machine."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    memory_gib: PositiveFloat | None = None
-    """Memory the run may plan with; where empty, what this machine has free."""
-    learner: LearnerPlacement = LearnerPlacement()
-    rollout: RolloutPlacement = RolloutPlacement()
-    reward: ScoringPlacement = ScoringPlacement()
-    reference: ScoringPlacement = ScoringPlacement()
-    sync: SyncConfig = SyncConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    dashboard: bool = True
-    """Start Ray's dashboard with a cluster of our own."""
-    learner_deadline_s: PositiveFloat = 1800.0
-    """Longest silence of the learner before the run is stopped as hung."""
 
 
 class RunConfig(Section):

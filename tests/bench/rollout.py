@@ -12,7 +12,8 @@ import ray
 from actors.rollout import EngineSpec, SampleRequest
 from cluster.fleet import LoggedEngine
 from cluster.runtime import role_env
-from configs.schema import RolloutPlacement, SamplingConfig
+from configs.cluster import RolloutPlacement
+from configs.schema import SamplingConfig
 from rl.types import Prompt
 from rl.world.model import build_tokenizer, write_model
 from rl.world.replies import draw_request, write_prompt

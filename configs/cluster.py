@@ -1,0 +1,118 @@
+"""The `cluster` section: where everything runs, and what becomes of what fails."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from configs.base import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
+
+
+class LearnerPlacement(Section):
+    """Ray Train worker group: one ZeRO-3 rank per worker."""
+
+    num_workers: Positive = 1
+    cpus_per_worker: PositiveFloat = 1
+    gpus_per_worker: NonNegativeFloat = 0
+    offload_optimizer: bool = False
+    """Keep optimizer states in host memory (GPU only)."""
+    persistence_threshold: NonNegative = 100_000
+    """Parameters smaller than this stay whole on every rank; 0 partitions all (ZeRO-3)."""
+    min_workers: Positive | None = None
+    """Go on with as few as these where nodes are lost or taken away, and grow to `num_workers`
+    again when there is room; where empty, exactly `num_workers`."""
+    resize_interval_s: PositiveFloat = 60.0
+    """Seconds between two looks whether the worker group could grow."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels where learners may live, such as {role: learner}."""
+    max_failures: NonNegative = 0
+    """Restarts of the worker group, from its last checkpoint, before the run fails."""
+
+
+class RolloutPlacement(Section):
+    """The fleet of vLLM engines."""
+
+    num_engines: Positive = 1
+    tensor_parallel_size: Positive = 1
+    cpus_per_engine: PositiveFloat = 1
+    gpus_per_engine: NonNegativeFloat = 0
+    kv_cache_gib: PositiveFloat = 0.25
+    """Memory of each engine's KV cache."""
+    max_num_seqs: Positive = 128
+    enforce_eager: bool = True
+    """Skip torch.compile: quicker start, slower decoding."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels where engines may live, such as {role: rollout}."""
+    min_engines: Positive | None = None
+    """Fewest engines of an elastic fleet; where empty, always `num_engines`."""
+    max_engines: Positive | None = None
+    """Most engines of an elastic fleet."""
+    groups_per_engine: Positive = 8
+    """Prompt groups waiting for one engine above which an elastic fleet asks for another."""
+    idle_s: PositiveFloat = 30.0
+    """Seconds with too little to do after which an elastic fleet lets an engine go."""
+    check_interval_s: PositiveFloat = 2.0
+    """Seconds between two looks at every engine: each generates one token."""
+    check_deadline_s: PositiveFloat = 9.0
+    """An engine that generated nothing for so long is stuck, and is replaced."""
+    attempts: Positive = 5
+    """Tries of one prompt group, each on another engine, before the run stops."""
+    start_deadline_s: PositiveFloat = 300.0
+    generate_deadline_s: PositiveFloat = 600.0
+
+
+class ScoringPlacement(Section):
+    """A frozen model: one process, or a ZeRO-3 inference group where one device is too small."""
+
+    num_workers: Positive = 1
+    cpus_per_worker: NonNegativeFloat = 0.5
+    gpus_per_worker: NonNegativeFloat = 0
+    start_deadline_s: PositiveFloat = 300.0
+
+
+class SyncConfig(Section):
+    """How new weights reach the engines."""
+
+    transport: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
+    """auto: gloo on CPU; ipc where learner and engine share one GPU; else nccl."""
+    bucket_mib: Positive = 64
+    """Weights travel packed in buffers of this size."""
+    deadline_s: PositiveFloat = 120.0
+    """Of one whole update; an engine that is late is replaced."""
+    stall_s: PositiveFloat = 8.0
+    """Of sending one buffer (gloo); a member that takes longer is given up by all."""
+    attempts: Positive = 3
+    """Tries of one sync, each with the engines that are left, before the run stops."""
+    probe_tolerance: PositiveFloat | None = None
+    """Largest difference, in nats, between engine and learner log-probs after a sync. Where
+    empty: 1e-4 in float32, 0.25 in bfloat16."""
+    probe_sequences: Positive = 4
+
+
+class CheckpointConfig(Section):
+    """Resumable state of the learner, written through `ray.train.report`."""
+
+    interval: Positive = 20
+    """Learner steps between checkpoints; also the most that a crash can cost."""
+    keep: Positive = 2
+
+
+class ClusterConfig(Section):
+    """Where everything runs."""
+
+    run_dir: str
+    """Folder of everything the run writes; must not hold another run."""
+    address: str | None = None
+    """A running Ray cluster (`auto` or an address); where empty, one is started on this machine."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    memory_gib: PositiveFloat | None = None
+    """Memory the run may plan with; where empty, what this machine has free."""
+    learner: LearnerPlacement = LearnerPlacement()
+    rollout: RolloutPlacement = RolloutPlacement()
+    reward: ScoringPlacement = ScoringPlacement()
+    reference: ScoringPlacement = ScoringPlacement()
+    sync: SyncConfig = SyncConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    dashboard: bool = True
+    """Start Ray's dashboard with a cluster of our own."""
+    learner_deadline_s: PositiveFloat = 1800.0
+    """Longest silence of the learner before the run is stopped as hung."""
