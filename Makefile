@@ -19,7 +19,7 @@ UV := $(BIN)/uv
 # Bytecode is compiled once here, or each of a run's ten processes would compile all it imports.
 INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python $(TORCH)
 
-.PHONY: help install demo test check bench lock clean
+.PHONY: help install demo test faults check bench lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -38,14 +38,17 @@ install: $(VENV)/.installed-$(EXTRA)  ## build .venv from the lock (EXTRA=gpu fo
 demo: install  ## SFT, reward model and online RL on this machine, with a report
 	$(BIN)/attune demo $(ARGS)
 
-test: $(VENV)/.installed-dev  ## every test that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+test: $(VENV)/.installed-dev  ## every test that needs no GPU, but for the long fault tests
+	$(BIN)/python -m pytest -m "not gpu and not faults" $(ARGS)
+
+faults: $(VENV)/.installed-dev  ## kill processes, cut networks, fill disks (as root, 20 min)
+	$(BIN)/python -m pytest -m faults $(ARGS)
 
 check: $(VENV)/.installed-dev  ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -m "not gpu and not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not slow and not faults" $(ARGS)
 
 bench: $(VENV)/.installed-dev $(VENV)/.installed-bench  ## one JSON line per benchmark
 	$(BIN)/python -m tests.bench $(ARGS)

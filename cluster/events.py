@@ -1,0 +1,36 @@
+"""events.jsonl of a run folder: what failed, what was replaced, what joined and left, in order.
+
+Every process of a run appends to it, one short line in one write, so lines never mix.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+FILE = "events.jsonl"
+
+
+def record(run_dir: str | Path, kind: str, **facts: Any) -> None:
+    """Append a line with `time` (unix seconds), `kind` and the facts.
+
+    A full disk loses the line, not the run.
+    """
+    line = json.dumps({"time": round(time.time(), 3), "kind": kind, **facts}) + "\n"
+    try:
+        with (Path(run_dir) / FILE).open("ab", buffering=0) as file:
+            file.write(line.encode())
+    except OSError:
+        pass
+
+
+def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
+    """All whole lines, oldest first; a line cut by a full disk is left out."""
+    path = Path(run_dir) / FILE
+    events = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events
