@@ -17,3 +17,6 @@ class WorkerExtension:
     def received_fingerprints(self) -> dict[str, Fingerprint]:
         """Of every tensor of the last update, as this worker received it."""
         return self.weight_transfer_engine.received  # pyright: ignore[reportAttributeAccessIssue]
+
+    def alive(self) -> None:
+        """Answer: the worker is not stuck."""
