@@ -336,7 +336,8 @@ class RolloutEngine:
         await self.engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
 
     async def leave_transfer(self) -> None:
-        """Leave the transfer group; the engine goes on sampling with the weights it has."""
+        """Leave the transfer group, also amid an update, which must then be made anew and whole."""
+        await self.engine.collective_rpc("give_up_update")
         await self.engine.shutdown_weight_transfer_engine()
 
     async def begin_update(self) -> None:

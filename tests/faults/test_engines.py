@@ -1,5 +1,6 @@
 """Engines, collector and judges are killed in one run: it goes on, and its books are right."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def test_a_run_outlives_its_engines_collector_and_judges(
     finally:
         output = ""
         if process.poll() is None:
-            process.terminate()
+            process.send_signal(signal.SIGINT)
             output = process.communicate(timeout=120)[0]
     assert "--resume" in output, output
 
