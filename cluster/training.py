@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from cluster.checkpoints.store import store_of
 from cluster.progress import RunProgress
 from cluster.runtime import role_env
 from configs.schema import RunConfig as Config
@@ -17,11 +18,12 @@ from rl.types import Metrics
 
 
 def trainer(config: Config, function: Callable[[dict[str, Any]], None], job: Any) -> TorchTrainer:
-    """A Ray Train worker group whose checkpoints land in the run folder.
+    """A Ray Train worker group, which goes on from the run's newest checkpoint.
 
-    A trainer of the same folder goes on from the last checkpoint there.
+    Ray Train itself is told of no checkpoint: the ranks find theirs in the store.
     """
     placement, cluster = config.cluster.learner, config.cluster
+    store_of(config)  # where that is, is noted before any rank asks
     resources = {"CPU": placement.cpus_per_worker}
     if placement.gpus_per_worker:
         resources["GPU"] = placement.gpus_per_worker
@@ -35,9 +37,8 @@ def trainer(config: Config, function: Callable[[dict[str, Any]], None], job: Any
         ),
         run_config=RunConfig(
             storage_path=str(Path(cluster.run_dir).resolve()),
-            name="checkpoints",
+            name="ray_train",
             failure_config=FailureConfig(max_failures=placement.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=cluster.checkpoint.keep),
             worker_runtime_env=role_env(placement.cpus_per_worker, cluster.device),
         ),
     )

@@ -24,8 +24,10 @@ class LearnerPlacement(Section):
     """Seconds between two looks whether the worker group could grow."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Ray node labels where learners may live, such as {role: learner}."""
-    max_failures: NonNegative = 0
+    max_failures: NonNegative = 8
     """Restarts of the worker group, from its last checkpoint, before the run fails."""
+    phase_deadline_s: PositiveFloat = 1800.0
+    """A rank whose update, sync or checkpoint takes longer is stuck, and ends itself."""
 
 
 class RolloutPlacement(Section):
@@ -89,11 +91,21 @@ class SyncConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Resumable state of the learner, written through `ray.train.report`."""
+    """Resumable state of the learner."""
 
     interval: Positive = 20
-    """Learner steps between checkpoints; also the most that a crash can cost."""
+    """Learner steps between checkpoints. A crash costs no more, but for steps that were taken while
+    the last checkpoint was being uploaded."""
     keep: Positive = 2
+    """Whole checkpoints to keep; storage holds one more while the next one is written."""
+    storage: str | None = None
+    """Folder that all nodes share, or a URL for fsspec such as s3://bucket/folder; where empty,
+    `checkpoints` in the run folder."""
+    scratch: str | None = None
+    """Folder on each node for a copy of its ranks' state; where empty, the system's for temporary
+    files."""
+    asynchronous: bool = True
+    """Upload while training goes on; otherwise wait for it."""
 
 
 class ClusterConfig(Section):
