@@ -10,7 +10,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -27,11 +28,13 @@ from actors.policy_update import update_policy
 from actors.preference_update import update_preference
 from actors.supervised_update import objective
 from cluster.checkpoints.keeper import Checkpoints
+from cluster.deadlines import watched
 from cluster.errors import Unrecoverable
 from cluster.events import record
 from cluster.files import replace_text
 from cluster.jobs import OfflineJob, OnlineJob
 from cluster.ledger import write_table
+from cluster.phases import set_phase
 from cluster.publisher import Publisher
 from cluster.references import (
     latest_reference,
@@ -94,14 +97,17 @@ def learn_online(job: OnlineJob) -> None:
         ray.get(job.collector.begin.remote(learner.state.version))
     for step in range(learner.state.version + 1, config.algorithm.num_steps + 1):
         started = time.monotonic()
+        set_phase(config.cluster.run_dir, f"learner-{learner.rank}", "take")
         experiences, timing = _take(job, step, learner)
         taken = time.monotonic()
-        metrics, table = update(learner, step, experiences)
+        with phase(learner, "update"):
+            metrics, table = update(learner, step, experiences)
         trained = time.monotonic()
-        if step % sync_interval(config) == 0 or step == config.algorithm.num_steps:
-            metrics |= publisher.publish(step)
-        if reference_moves(config, step):
-            _move_reference(learner, job, step)
+        with phase(learner, "sync"):
+            if step % sync_interval(config) == 0 or step == config.algorithm.num_steps:
+                metrics |= publisher.publish(step)
+            if reference_moves(config, step):
+                _move_reference(learner, job, step)
         if learner.rank == 0:
             ray.get(job.collector.advance.remote(step))
         write_table(
@@ -113,11 +119,27 @@ def learn_online(job: OnlineJob) -> None:
         )
         metrics |= timing | {"time/wait": taken - started, "time/train": trained - taken}
         metrics |= _staleness(learner, experiences, step)
-        metrics |= checkpoints.copy(step)
-        log.write(step, metrics, started)
-        checkpoints.upload()
-    learner.export(Path(config.cluster.run_dir) / "policy")
-    checkpoints.close()
+        with phase(learner, "checkpoint"):
+            metrics |= checkpoints.copy(step)
+            log.write(step, metrics, started)
+            checkpoints.upload()
+    _finish(learner, checkpoints)
+
+
+def _finish(learner: Learner, checkpoints: Checkpoints) -> None:
+    """Export the policy and see the last checkpoint on record."""
+    with phase(learner, "checkpoint"):
+        learner.export(Path(learner.config.cluster.run_dir) / "policy")
+        checkpoints.close()
+
+
+@contextmanager
+def phase(learner: Learner, name: str) -> Iterator[None]:
+    """Say what this rank does, and end the process where it never comes out of it."""
+    settings = learner.config.cluster
+    set_phase(settings.run_dir, f"learner-{learner.rank}", name)
+    with watched(settings.learner.phase_deadline_s, f"{name} of learner-{learner.rank}"):
+        yield
 
 
 def update(
@@ -205,20 +227,21 @@ def learn_offline(job: OfflineJob) -> None:
     for step in range(learner.state.version + 1, num_steps + 1):
         started = time.monotonic()
         rows = offline_rows(config, step, len(job.train))[learner.rank :: learner.world_size]
-        metrics = task.train([job.train[row] for row in rows])
-        if step == 1 or step % config.algorithm.validation_interval == 0 or step == num_steps:
-            metrics |= task.validate(held_out)
+        with phase(learner, "update"):
+            metrics = task.train([job.train[row] for row in rows])
+            if step == 1 or step % config.algorithm.validation_interval == 0 or step == num_steps:
+                metrics |= task.validate(held_out)
         _check_finite(metrics, step)
         metrics["time/train"] = time.monotonic() - started
-        metrics |= checkpoints.copy(step)
-        log.write(step, metrics, started)
-        checkpoints.upload()
+        with phase(learner, "checkpoint"):
+            metrics |= checkpoints.copy(step)
+            log.write(step, metrics, started)
+            checkpoints.upload()
     bias = metrics.get("validation/chosen_score")
     if bias is not None:
         # Rewards start near 0 under the policy that wrote the better replies (arXiv 2403.17031).
         learner.set_reward_bias(bias)
-    learner.export(Path(config.cluster.run_dir) / "policy")
-    checkpoints.close()
+    _finish(learner, checkpoints)
 
 
 def offline_rows(config: RunConfig, step: int, num_rows: int) -> list[int]:

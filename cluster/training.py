@@ -11,6 +11,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from cluster.checkpoints.store import store_of
+from cluster.elastic import Trainer, final_cause
 from cluster.progress import RunProgress
 from cluster.runtime import role_env
 from configs.schema import RunConfig as Config
@@ -27,11 +28,17 @@ def trainer(config: Config, function: Callable[[dict[str, Any]], None], job: Any
     resources = {"CPU": placement.cpus_per_worker}
     if placement.gpus_per_worker:
         resources["GPU"] = placement.gpus_per_worker
-    return TorchTrainer(
+    num_workers: Any = placement.num_workers
+    if placement.min_workers is not None:
+        num_workers = (placement.min_workers, placement.num_workers)
+    return Trainer(
+        cluster.run_dir,
         function,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=placement.num_workers,
+            num_workers=num_workers,
+            elastic_resize_monitor_interval_s=placement.resize_interval_s,
+            label_selector=placement.labels or None,
             use_gpu=placement.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
@@ -90,4 +97,4 @@ def fit(config: Config, made: TorchTrainer, progress: RunProgress) -> None:
     for metrics in tail.read():
         progress.update(metrics)
     if errors:
-        raise errors[0]
+        raise final_cause(errors[0]) or errors[0]

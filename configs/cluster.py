@@ -25,7 +25,9 @@ class LearnerPlacement(Section):
     labels: dict[str, str] = Field(default_factory=dict)
     """Ray node labels where learners may live, such as {role: learner}."""
     max_failures: NonNegative = 8
-    """Restarts of the worker group, from its last checkpoint, before the run fails."""
+    """Restarts of the worker group in a row, without a new checkpoint in between, before the run
+    fails. What another try would meet again, such as a full disk or a loss that is NaN, ends the
+    run at once."""
     phase_deadline_s: PositiveFloat = 1800.0
     """A rank whose update, sync or checkpoint takes longer is stuck, and ends itself."""
 
