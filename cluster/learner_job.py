@@ -30,7 +30,6 @@ from actors.supervised_update import objective
 from cluster.checkpoints.keeper import Checkpoints
 from cluster.deadlines import watched
 from cluster.errors import Unrecoverable
-from cluster.events import record
 from cluster.files import replace_text
 from cluster.jobs import OfflineJob, OnlineJob
 from cluster.ledger import write_table
@@ -64,11 +63,7 @@ def _start(config: RunConfig, pad_token_id: int) -> tuple[Learner, Checkpoints]:
         torch.cuda.set_device(get_device())
     learner = Learner(config, pad_token_id)
     checkpoints = Checkpoints(config, learner)
-    version = learner.state.version
-    logger.info("attempt %d goes on after step %d", checkpoints.attempt, version)
-    if rank == 0:
-        facts = {"attempt": checkpoints.attempt, "world_size": learner.world_size}
-        record(config.cluster.run_dir, "learner_started", **facts, version=version)
+    logger.info("attempt %d goes on after step %d", checkpoints.attempt, learner.state.version)
     return learner, checkpoints
 
 

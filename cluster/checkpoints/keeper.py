@@ -38,10 +38,9 @@ class Checkpoints:
         run_dir, store, scratch = config.cluster.run_dir, store_of(config), _scratch(config)
         step, self.attempt = resume(store, scratch, learner.load, run_dir)
         assert step == learner.state.version
-        nodes: list[Any] = [None] * learner.world_size
-        dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())
-        self._watch = DrainWatch(nodes) if learner.rank == 0 else None
+        self._watch: DrainWatch | None = None
         self._told: set[str] = set()
+        self._announce(step)
         self.saver = Saver(
             store,
             scratch / f"rank-{learner.rank}",
@@ -53,6 +52,21 @@ class Checkpoints:
             deadline_s=config.cluster.learner.phase_deadline_s,
             asynchronous=self.settings.asynchronous,
         )
+
+    def _announce(self, step: int) -> None:
+        """Tell where this attempt runs, and watch those nodes; a collective."""
+        places: list[Any] = [None] * self.learner.world_size
+        dist.all_gather_object(places, (ray.get_runtime_context().get_node_id(), os.getpid()))
+        if self.learner.rank == 0:
+            self._watch = DrainWatch([node for node, _ in places])
+            record(
+                self.config.cluster.run_dir,
+                "learner_started",
+                attempt=self.attempt,
+                world_size=self.learner.world_size,
+                version=step,
+                pids=[pid for _, pid in places],
+            )
 
     def copy(self, step: int) -> Metrics:
         """Copy the state of a finished step to this node where a checkpoint is due; a collective.
