@@ -52,23 +52,25 @@ def all_saved(store: Store) -> list[Saved]:
     return sorted(Saved(step=int(m[1]), attempt=int(m[2])) for m in found if m)
 
 
-def began_at(store: Store) -> list[int]:
-    """The step each attempt of the run so far began after, the first attempt's first."""
+def began_at(store: Store) -> dict[int, int]:
+    """Attempt -> the step it began after, of all attempts of the run so far."""
     try:
-        return [int(step) for step in json.loads(store.read(ATTEMPTS))]
+        noted = json.loads(store.read(ATTEMPTS))
+        return {int(attempt): int(step) for attempt, step in noted.items()}
     except FileNotFoundError:
-        return []
-    except (ValueError, TypeError):
-        logger.warning("%s/%s: torn; reading the names of checkpoints", store.name, ATTEMPTS)
-        last = max((saved.attempt for saved in all_saved(store)), default=0)
-        return [max((s.step for s in all_saved(store)), default=0)] * last
+        return {}
+    except (ValueError, TypeError, AttributeError):
+        # Then every checkpoint that an attempt left behind counts, and no number is taken twice.
+        logger.warning("%s/%s is torn: reading the names of checkpoints", store.name, ATTEMPTS)
+        return {saved.attempt: saved.step for saved in all_saved(store)}
 
 
 def begin_attempt(store: Store, step: int) -> int:
     """Note that another attempt begins after `step`; its number, counted from 1."""
-    steps = [*began_at(store), step]
-    store.write(ATTEMPTS, json.dumps(steps).encode())
-    return len(steps)
+    began = began_at(store)
+    number = max(began, default=0) + 1
+    store.write(ATTEMPTS, json.dumps(began | {number: step}).encode())
+    return number
 
 
 def counting(store: Store) -> list[Saved]:
@@ -77,7 +79,7 @@ def counting(store: Store) -> list[Saved]:
     return [
         saved
         for saved in reversed(all_saved(store))
-        if all(saved.step <= step for step in began[saved.attempt :])
+        if all(saved.step <= step for later, step in began.items() if later > saved.attempt)
     ]
 
 

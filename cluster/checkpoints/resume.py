@@ -114,7 +114,7 @@ def _fetched(store: Store, saved: Saved, scratch: Path) -> tuple[Path, str | Non
 def _refuse_to_begin_anew(store: Store, torn: list[str], is_first: bool) -> None:
     """What is torn because it never was finished is no loss where nothing else ever was."""
     had = is_first and (
-        any(began_at(store)) or any(store.has(saved.manifest) for saved in counting(store))
+        any(began_at(store).values()) or any(store.has(saved.manifest) for saved in counting(store))
     )
     if _from_first(had):
         raise CheckpointsLost(

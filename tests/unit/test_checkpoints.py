@@ -182,6 +182,14 @@ def test_what_a_learner_that_was_given_up_saves_later_does_not_count(store, tmp_
     assert Saved(step=20, attempt=1) not in all_saved(store), "it was removed with the next one"
 
 
+def test_a_torn_note_of_attempts_loses_no_checkpoint(store, tmp_path):
+    begin_attempt(store, 0)
+    save(store, tmp_path, 10)
+    store.fs.pipe_file(store._at("attempts.json"), b'{"1": ')
+    assert taken_up(store, tmp_path) == (10, expected(10))
+    assert begin_attempt(store, 10) == 3, "a number was taken twice"
+
+
 def test_a_manifest_waits_for_the_parts_of_all_ranks(store, tmp_path):
     first = saver(store, tmp_path, rank=0, world_size=2)
     other = saver(store, tmp_path, rank=1, world_size=2)
