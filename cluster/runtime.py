@@ -126,7 +126,7 @@ def free_port() -> int:
 
 
 def worker_log_sizes() -> dict[str, int]:
-    """Name -> bytes of what the workers of this Ray have printed; only on the head's own machine."""
+    """Name -> bytes that the workers of this Ray have printed; only on the head's own machine."""
     return {file.name: file.stat().st_size for file in _worker_logs()}
 
 
@@ -134,12 +134,16 @@ def keep_worker_logs(run_dir: str, before: Mapping[str, int] | None = None) -> N
     """Copy what the workers printed into the run folder; only on the head's own machine.
 
     Files as long as they were `before` are of earlier runs. Not told by their times: clocks jump.
+    A disk without room for them keeps none.
     """
     target = Path(run_dir) / "logs" / "ray"
-    target.mkdir(parents=True, exist_ok=True)
-    for file in _worker_logs():
-        if file.stat().st_size > (before or {}).get(file.name, 0):
-            shutil.copy2(file, target)
+    try:
+        for file in _worker_logs():
+            if file.stat().st_size > (before or {}).get(file.name, 0):
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, target)
+    except OSError as error:
+        logger.warning("%s: what workers printed is not kept: %s", target, error)
 
 
 def _worker_logs() -> list[Path]:
