@@ -42,7 +42,7 @@ class WorkerPods(Placing):
     """Pods of a worker group."""
 
     per_pod: Positive = 1
-    """Learner ranks, engines or judges in one pod."""
+    """Learner ranks, engines, judges or replicas in one pod."""
     memory_gib: PositiveFloat = 16
     """Of one pod; Ray's object store takes 30 % of it."""
 
@@ -64,16 +64,13 @@ class ScoringPods(WorkerPods):
     per_pod: Positive = 8
 
 
-class RewardServicePods(Placing):
-    """The reward service as a RayService of its own, shared by several runs."""
+class RewardServicePods(WorkerPods):
+    """The reward service as a RayService of its own, shared by several runs; each replica takes the
+    CPUs and GPUs of `cluster.reward`."""
 
     min_pods: Positive = 1
     max_pods: Positive = 1
     """Pods between these bounds, as many as the replicas need."""
-    cpus: Positive = 2
-    gpus: NonNegative = 0
-    memory_gib: PositiveFloat = 16
-    """CPUs, GPUs and memory of one pod."""
     clients: tuple[str, ...] = ()
     """Namespaces whose pods may ask for rewards, beside the pods of runs in this one."""
 
@@ -108,7 +105,7 @@ class KubernetesConfig(Section):
     mount_path: Annotated[str, Field(pattern=r"^(/[\w.-]+)+$")] = "/shared"
     """Where the claim is mounted; all paths of the run lie below it."""
     token_secret: Name = "attune-tokens"
-    """Secret with `auth_token` (Ray) and `serve_token` (reward service)."""
+    """Secret with `auth_token` (Ray) and `reward_token` (reward service)."""
     service_account: str | None = None
     """Of all pods; where empty, KubeRay makes one for the head and workers have none."""
     pull_secret: str | None = None

@@ -31,7 +31,10 @@ def absolute_paths(config: RunConfig) -> RunConfig:
             ),
             "data": config.data.model_copy(update=_absolute(config.data, "train", "validation")),
             "feedback": config.feedback.model_copy(update={"rewards": rewards}),
-            "cluster": config.cluster.model_copy(update=_absolute(config.cluster, "run_dir")),
+            "cluster": config.cluster.model_copy(
+                update=_absolute(config.cluster, "run_dir")
+                | {"checkpoint": config.cluster.checkpoint.model_copy(update=_checkpoint(config))}
+            ),
         }
     )
 
@@ -46,6 +49,7 @@ def path_settings(config: RunConfig) -> Iterator[tuple[str, str]]:
         "data.train": data.train,
         "data.validation": data.validation,
         "cluster.run_dir": config.cluster.run_dir,
+        "cluster.checkpoint.storage": config.cluster.checkpoint.storage,
     }
     several = {"model.extra_references": model.extra_references}
     for name, reward in config.feedback.rewards.items():
@@ -54,6 +58,12 @@ def path_settings(config: RunConfig) -> Iterator[tuple[str, str]]:
         several[f"{at}.paths"] = reward.paths
     yield from ((name, value) for name, value in single.items() if value)
     yield from ((name, value) for name, values in several.items() for value in values)
+
+
+def _checkpoint(config: RunConfig) -> dict[str, Any]:
+    settings = config.cluster.checkpoint
+    is_url = "://" in (settings.storage or "")
+    return _absolute(settings, "scratch", *() if is_url else ("storage",))
 
 
 def _absolute(section: Any, *names: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def secret(config: ConfigPath, overrides: Overrides = None) -> None:
         section = kubernetes(_load(config, overrides))
         if sys.stdout.isatty():
             raise ConfigError("tokens are not for the screen: pipe them into kubectl apply -f -")
-        tokens = {name: secrets.token_hex(32) for name in ("auth_token", "serve_token")}
+        tokens = {name: secrets.token_hex(32) for name in ("auth_token", "reward_token")}
         typer.echo(dump(token_secret(section, tokens)), nl=False)
 
 

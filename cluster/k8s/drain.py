@@ -17,7 +17,9 @@ def drain_own_node(deadline_s: float, address: str | None) -> str:
     says what became of it. Raises `ConfigError` where there is no such cluster or node.
     """
     import ray
-    from ray._raylet import GcsClient  # Ray has no public way to drain a node
+
+    # Ray has no public way to drain a node, and neither module says its names to a type checker.
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
     from ray.core.generated import autoscaler_pb2
 
     if not address:
@@ -27,7 +29,7 @@ def drain_own_node(deadline_s: float, address: str | None) -> str:
     deadline = time.time() + deadline_s
     accepted, reason = client.drain_node(
         node_id,
-        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+        autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,  # pyright: ignore[reportAttributeAccessIssue]
         "its pod is being deleted",
         int(deadline * 1000),
     )

@@ -96,7 +96,8 @@ def _check(config: RunConfig, section: KubernetesConfig) -> None:
         f"{name}={value} is not in the pods: it must lie below {section.mount_path} "
         "(cluster.kubernetes.mount_path), where the claim is mounted"
         for name, value in path_settings(config)
-        if not value.startswith(f"{section.mount_path}/") or ".." in Path(value).parts
+        if "://" not in value  # checkpoints may be in a bucket
+        and (not value.startswith(f"{section.mount_path}/") or ".." in Path(value).parts)
     ]
     if config.cluster.sync.transport == "ipc":
         errors.append(

@@ -136,13 +136,13 @@ def _template(
 def _container(
     section: KubernetesConfig, name: str, cpus: int, gpus: int, memory_gib: float
 ) -> Document:
-    token = {"name": section.token_secret, "key": "serve_token", "optional": True}
+    token = {"name": section.token_secret, "key": "reward_token", "optional": True}
     return {
         "name": name,
         "image": section.image,
         "env": [
             {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": str(SHUTDOWN_S)},
-            {"name": "ATTUNE_SERVE_TOKEN", "valueFrom": {"secretKeyRef": token}},
+            {"name": "ATTUNE_REWARD_TOKEN", "valueFrom": {"secretKeyRef": token}},
         ],
         "resources": _resources(cpus, gpus, memory_gib),
         "securityContext": _closed(),

@@ -1,11 +1,12 @@
 """RayJob, RayCluster and RayService of a run."""
 
+import math
 from importlib.metadata import version
 from pathlib import Path
 
 import yaml
 
-from cluster.k8s.groups import MARKET, Group, role_labels, run_groups
+from cluster.k8s.groups import MARKET, Group, gpus_for, role_labels, run_groups
 from cluster.k8s.pods import (
     CONFIG_FILE,
     Document,
@@ -55,15 +56,15 @@ def reward_service(
     config: RunConfig, section: KubernetesConfig, pods: RewardServicePods
 ) -> Document:
     """The run's rewards as a Ray Serve application with a cluster of its own."""
-    name = f"{section.name}-rewards"
+    name, replica = f"{section.name}-rewards", config.cluster.reward
     group = Group(
         name="rewards",
         labels=role_labels(config)["scoring"] | {MARKET: "on-demand"},
         start=pods.min_pods,
         least=pods.min_pods,
         most=pods.max_pods,
-        cpus=pods.cpus,
-        gpus=pods.gpus,
+        cpus=math.ceil(pods.per_pod * replica.cpus_per_worker) or 1,
+        gpus=gpus_for([replica.gpus_per_worker] * pods.per_pod),
         memory_gib=pods.memory_gib,
         placing=pods,
     )

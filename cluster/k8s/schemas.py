@@ -89,9 +89,10 @@ def _closed(node: Any) -> Any:
 def _findings(error: ValidationError) -> Iterator[Finding]:
     path = list(error.absolute_path)
     schema: Any = error.schema
+    instance: Any = error.instance
     if error.validator == "additionalProperties" and error.validator_value is False:
         known = list(schema["properties"])
-        for name in sorted(set(map(str, error.instance)) - set(known)):
+        for name in sorted(set(map(str, instance)) - set(known)):
             near = get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             yield Finding(path=dotted([*path, name]), message=f"unknown field; {hint}")

@@ -344,7 +344,7 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     ),
     "variable twice": (
         "RayJob",
-        {f"{HEAD}.{ENV}[2]": {"name": "ATTUNE_SERVE_TOKEN"}},
+        {f"{HEAD}.{ENV}[2]": {"name": "ATTUNE_REWARD_TOKEN"}},
         f"{HEAD}.{ENV}[2]",
         "is given twice",
     ),

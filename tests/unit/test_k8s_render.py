@@ -201,8 +201,8 @@ def test_tokens_are_referred_to_and_never_written():
     env = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"][
         "containers"
     ][0]["env"]
-    (token,) = [entry for entry in env if entry["name"] == "ATTUNE_SERVE_TOKEN"]
-    assert token["valueFrom"]["secretKeyRef"]["key"] == "serve_token"
+    (token,) = [entry for entry in env if entry["name"] == "ATTUNE_REWARD_TOKEN"]
+    assert token["valueFrom"]["secretKeyRef"]["key"] == "reward_token"
 
 
 def test_the_reward_service_serves_the_application_with_the_runs_config():
