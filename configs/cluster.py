@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from configs.base import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
+from configs.kubernetes import KubernetesConfig
 
 
 class LearnerPlacement(Section):
@@ -72,6 +73,8 @@ class ScoringPlacement(Section):
     num_workers: Positive = 1
     cpus_per_worker: NonNegativeFloat = 0.5
     gpus_per_worker: NonNegativeFloat = 0
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels where these may live, such as {role: scoring}."""
     start_deadline_s: PositiveFloat = 300.0
 
 
@@ -132,3 +135,5 @@ class ClusterConfig(Section):
     """Start Ray's dashboard with a cluster of our own."""
     learner_deadline_s: PositiveFloat = 1800.0
     """Longest silence of the learner before the run is stopped as hung."""
+    kubernetes: KubernetesConfig | None = None
+    """For `attune k8s render`."""
