@@ -239,6 +239,8 @@ def learn_offline(job: OfflineJob) -> None:
             metrics |= checkpoints.copy(step)
             log.write(step, metrics, started)
             checkpoints.upload()
+    if not metrics:  # all steps were taken before, and the model was not written
+        metrics = task.validate(held_out)
     bias = metrics.get("validation/chosen_score")
     if bias is not None:
         # Rewards start near 0 under the policy that wrote the better replies (arXiv 2403.17031).
