@@ -1,4 +1,4 @@
-"""Three hosts: weights are synced across them, one is cut off, the run goes on, and it comes back."""
+"""Weights are synced across three hosts; one is cut off, the run goes on, and it comes back."""
 
 import json
 import os
