@@ -63,7 +63,7 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         name="judge",
-        pattern=r"reward \S+ failed \d+ times|failed \d+ times \(phase: score\)",
+        pattern=r"reward \S+ (failed \d+ times|did not load)|failed \d+ times \(phase: score\)",
         cause="a judge gave no score for a batch, however often it was asked",
         remedy="its last error stands in the message and the batch in batch.json: call your "
         "reward with it; for a slow judge raise feedback.deadline_s",

@@ -59,3 +59,7 @@ def root_cause(error: BaseException) -> str:
     text = lines[-1] if lines else ""
     name = type(error).__name__
     return text if isinstance(error, ValueError) or text.startswith(name) else f"{name}: {text}"
+
+
+class NotBegun(RuntimeError):
+    """The collector was started anew and waits for the learner to begin again."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from random import Random
 
 import pyarrow as pa
-import ray
 import ray.train
 import torch
 from ray.train import Checkpoint
@@ -24,8 +23,11 @@ from actors.learner import Learner
 from actors.policy_update import update_policy
 from actors.preference_update import update_preference
 from actors.supervised_update import objective
+from cluster.attempts import next_attempt
+from cluster.files import replace_text
 from cluster.jobs import OfflineJob, OnlineJob
 from cluster.ledger import write_table
+from cluster.phases import set_phase
 from cluster.publisher import Publisher
 from cluster.references import (
     latest_reference,
@@ -35,6 +37,7 @@ from cluster.references import (
     sync_interval,
 )
 from cluster.runtime import log_to_file
+from cluster.session import LiveRoster, Session
 from configs.schema import RunConfig
 from rl.experience import experience_table
 from rl.types import Experience, Metrics
@@ -66,24 +69,22 @@ def learn_online(job: OnlineJob) -> None:
     config = job.config
     learner = _start(config, job.pad_token_id)
     log = MetricsLog(config, learner)
-    publisher = Publisher(learner, job.engines, job.probes)
-    publisher.connect()
-    publisher.publish(learner.state.version)
-    if learner.rank == 0:
-        _answer_before(job)
-        ray.get(job.collector.begin.remote(learner.state.version))
+    session, publisher = _open_session(job, learner)
+    session.begin(learner.state.version)
+    _answer(job, session, "before")
     for step in range(learner.state.version + 1, config.algorithm.num_steps + 1):
         started = time.monotonic()
-        experiences, timing = _take(job, step, learner)
+        experiences, timing = session.take(step)
         taken = time.monotonic()
+        _say(learner, "update")
         metrics, table = update(learner, step, experiences)
         trained = time.monotonic()
         if step % sync_interval(config) == 0 or step == config.algorithm.num_steps:
+            _say(learner, "sync")
             metrics |= publisher.publish(step)
         if reference_moves(config, step):
-            _move_reference(learner, job, step)
-        if learner.rank == 0:
-            ray.get(job.collector.advance.remote(step))
+            _move_reference(learner, job, session, step)
+        session.advance(step)
         write_table(
             table,
             Path(config.cluster.run_dir)
@@ -94,8 +95,42 @@ def learn_online(job: OnlineJob) -> None:
         metrics |= timing | {"time/wait": taken - started, "time/train": trained - taken}
         metrics |= _staleness(learner, experiences, step)
         log.write(step, metrics, started)
+        _say(learner, "checkpoint")
         _checkpoint(learner, config, step)
+        _say(learner, "take")
+    _answer(job, session, "after")
     learner.export(Path(config.cluster.run_dir) / "policy")
+
+
+def _say(learner: Learner, phase: str) -> None:
+    set_phase(learner.config.cluster.run_dir, f"learner-{learner.rank}", phase)
+
+
+def _open_session(job: OnlineJob, learner: Learner) -> tuple[Session, Publisher]:
+    """This attempt's line to the collector, and its way to send weights; a collective."""
+    config, run_dir = job.config, job.config.cluster.run_dir
+    # One attempt has one number on all ranks.
+    own = next_attempt(run_dir) if learner.rank == 0 else 0
+    attempt = int(learner.maximum(own))
+
+    def sync_newcomers() -> None:
+        publisher.publish(learner.state.version, joining=True)
+
+    session = Session(
+        config, job.collector, attempt, learner.rank, learner.world_size, sync_newcomers
+    )
+    publisher = Publisher(learner, LiveRoster(session.client), job.probes, attempt)
+    return session, publisher
+
+
+def _answer(job: OnlineJob, session: Session, name: str) -> None:
+    """Let the policy answer the held-out prompts, `before` it learns only once; a collective."""
+    path = Path(job.config.cluster.run_dir) / f"{name}.json"
+    if name == "before" and session.is_written(path):
+        return
+    replies = session.answers(name, job.held_out)
+    if replies is not None:
+        replace_text(path, json.dumps([asdict(reply) for reply in replies]))
 
 
 def update(
@@ -115,7 +150,7 @@ def update(
     return metrics, table
 
 
-def _move_reference(learner: Learner, job: OnlineJob, step: int) -> None:
+def _move_reference(learner: Learner, job: OnlineJob, session: Session, step: int) -> None:
     """Make a new reference of the policy, and start the optimizer anew where an iteration ends."""
     config = job.config
     exported = reference_folder(config, step)
@@ -123,25 +158,9 @@ def _move_reference(learner: Learner, job: OnlineJob, step: int) -> None:
     if learner.rank == 0:
         if config.model.reference_update == "ema":
             mix_folders(exported, latest_reference(config, step - 1), config.model.reference_decay)
-        ray.get(job.collector.move_reference.remote(str(exported)))
+        session.move_reference(str(exported))
     if config.model.reference_update == "reset":
         learner.forget_moments()
-
-
-def _answer_before(job: OnlineJob) -> None:
-    """Let the policy answer the held-out prompts before it learns anything; once in a run."""
-    path = Path(job.config.cluster.run_dir) / "before.json"
-    if path.exists():
-        return
-    deadline_s = job.config.cluster.rollout.generate_deadline_s
-    replies = ray.get(job.collector.evaluate.remote(job.held_out), timeout=deadline_s)
-    path.write_text(json.dumps([asdict(reply) for reply in replies]))
-
-
-def _take(job: OnlineJob, step: int, learner: Learner) -> tuple[list[Experience], Metrics]:
-    """This rank's share of a step's groups; waits as long as sampling takes."""
-    refs, timing = ray.get(job.collector.take.remote(step, learner.rank, learner.world_size))
-    return ray.get(refs), timing
 
 
 def _staleness(learner: Learner, experiences: Sequence[Experience], step: int) -> Metrics:

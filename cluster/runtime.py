@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,6 +158,7 @@ def log_to_file(run_dir: str, role: str) -> None:
         other.close()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    logging.getLogger(__name__).info("%s is process %d", role, os.getpid())
 
 
 def free_port() -> int:

@@ -15,6 +15,7 @@ from actors.rollout import EngineSpec
 from actors.specs import FrozenSpec
 from cluster.batches import rollout_rows
 from cluster.errors import with_batch
+from cluster.events import record
 from cluster.runtime import free_port, log_to_file, role_env
 from configs.cluster import ScoringPlacement
 from configs.schema import MODEL_KINDS, RewardConfig, RunConfig
@@ -95,9 +96,11 @@ class ScoringGroup:
         deadline_s: float,
         attempts: int,
         start_deadline_s: float,
+        run_dir: str,
         built_of: str = "",
     ) -> None:
         self.name = name
+        self.run_dir = run_dir
         self.spawn = spawn
         self.built_of = built_of
         """What its workers were started with; groups of one such text answer alike. Empty: unlike
@@ -155,15 +158,17 @@ class ScoringGroup:
         reason, cause = "", None
         async with self._turn:
             for attempt in range(1, self.attempts + 1):
-                await self.ready()
                 try:
+                    await self._loaded()
                     return await self._call(rollouts)
                 except (GetTimeoutError, TimeoutError) as error:
                     reason, cause = f"no answer within {self.deadline_s:.0f} s", error
                     self._replace()
+                    record(self.run_dir, "judge_replaced", judge=self.name, reason=reason)
                 except RayActorError as error:
                     reason, cause = "its process died", error
                     self._replace()
+                    record(self.run_dir, "judge_replaced", judge=self.name, reason=reason)
                 except RayTaskError as error:
                     reason, cause = str(error.cause), error
                 self.retries += 1
@@ -174,6 +179,13 @@ class ScoringGroup:
             ),
             rollout_rows(rollouts),
         ) from cause
+
+    async def _loaded(self) -> None:
+        """As `ready`; what a worker says that cannot load is no failed score, but ends the run."""
+        try:
+            await self.ready()
+        except RayTaskError as error:
+            raise RuntimeError(f"{self.name} did not load: {error.cause}") from error
 
     async def _call(self, rollouts: Sequence[Rollout]) -> list[Any]:
         shares = np.array_split(np.arange(len(rollouts)), len(self.workers))
@@ -211,6 +223,7 @@ def reward_groups(config: RunConfig) -> dict[str, ScoringGroup]:
             deadline_s=config.feedback.deadline_s,
             attempts=config.feedback.attempts,
             start_deadline_s=placement.start_deadline_s,
+            run_dir=config.cluster.run_dir,
             built_of=repr(
                 (name, _unweighted(reward), _reward_specs(config, name, reward), placement)
             ),
@@ -270,6 +283,7 @@ def reference_group(config: RunConfig, path: str) -> ScoringGroup:
         deadline_s=config.feedback.deadline_s,
         attempts=config.feedback.attempts,
         start_deadline_s=config.cluster.reference.start_deadline_s,
+        run_dir=config.cluster.run_dir,
         built_of=repr(
             (
                 frozen_specs(config, "policy", path, config.cluster.reference.num_workers),

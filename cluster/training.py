@@ -63,8 +63,16 @@ class MetricsTail:
         return [json.loads(line) for line in whole.splitlines()]
 
 
-def fit(config: Config, made: TorchTrainer, progress: RunProgress) -> None:
-    """Run until the learner has finished; raises its error, or RuntimeError on long silence."""
+def fit(
+    config: Config,
+    made: TorchTrainer,
+    progress: RunProgress,
+    failure: Callable[[], BaseException | None] = lambda: None,
+) -> None:
+    """Run until the learner has finished; raises its error, or RuntimeError on long silence.
+
+    What `failure` returns, asked again and again, ends the run as well.
+    """
     errors: list[BaseException] = []
 
     def target() -> None:
@@ -81,6 +89,8 @@ def fit(config: Config, made: TorchTrainer, progress: RunProgress) -> None:
         for metrics in tail.read():
             heard = time.monotonic()
             progress.update(metrics)
+        if (error := failure()) is not None:
+            raise error
         if time.monotonic() - heard > config.cluster.learner_deadline_s:
             raise RuntimeError(
                 f"the learner was silent for {config.cluster.learner_deadline_s:.0f} s (phase: "

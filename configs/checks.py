@@ -6,6 +6,7 @@ A rule returns one line, or None where it is kept. `violations` asks them all.
 from collections.abc import Callable
 
 from configs import feedback_checks as feedback
+from configs import fleet_checks as fleet
 from configs.preference_checks import PREFERENCE, is_preference
 from configs.schema import GROUPED, OFFLINE, RunConfig
 
@@ -362,6 +363,7 @@ _ALWAYS: tuple[Rule, ...] = (
     _minibatches,
     _enough_for_each_rank,
     _micro_batch,
+    fleet.learner_sizes,
     feedback.reward_names,
     feedback.reward_settings,
     feedback.combination,
@@ -376,6 +378,8 @@ _ALWAYS: tuple[Rule, ...] = (
 _OFFLINE: tuple[Rule, ...] = (_offline_is_plain, _prompt_fits)
 _SAMPLED: tuple[Rule, ...] = (
     _reply_fits,
+    fleet.lateness,
+    fleet.fleet_sizes,
     feedback.rewards_needed,
     feedback.something_to_compare,
     feedback.selection,

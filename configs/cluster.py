@@ -50,6 +50,8 @@ class RolloutPlacement(Section):
     """Prompt groups waiting for one engine above which an elastic fleet asks for another."""
     idle_s: PositiveFloat = 30.0
     """Seconds with too little to do after which an elastic fleet lets an engine go."""
+    release_s: PositiveFloat = 60.0
+    """What an engine that leaves may take to hand over what it has begun."""
     check_interval_s: PositiveFloat = 2.0
     """Seconds between two looks at every engine: each generates one token."""
     check_deadline_s: PositiveFloat = 9.0
