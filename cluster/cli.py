@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.auth import ensure_token
+from cluster.k8s.cli import app as k8s_app
 from cluster.run_folder import refuse_redacted
 from cluster.signals import stop_on_sigterm
 from configs.errors import ConfigError
@@ -29,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(k8s_app, name="k8s")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML of the run, or the folder of a run.")]
 Overrides = Annotated[

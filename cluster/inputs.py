@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.judges.inputs import check_labels, check_one_logit, num_labels, read_layout
 from actors.reward import load_function
+from cluster.checkpoints.store import check_storage
 from cluster.files import replace_text
 from cluster.run_folder import check_same, stored_text
 from configs.errors import ConfigError
@@ -45,6 +46,7 @@ class Inputs:
 def read_inputs(config: RunConfig) -> Inputs:
     """Check and read all inputs; raises `ValueError` with one line."""
     check_models(config)
+    check_storage(config.cluster.checkpoint)
     tokenizer = load_tokenizer(config.model.path)
     train = read_rows(config, config.data.train, tokenizer)
     if config.data.validation:

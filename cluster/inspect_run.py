@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from cluster.checkpoints.manifest import counting
+from cluster.checkpoints.store import PLACE, Store
 from cluster.driver_record import driver_lives
 from cluster.events import read_events
 from cluster.failure import bundles, last_lines
@@ -36,7 +38,7 @@ def inspect_run(run_dir: Path) -> dict[str, Any]:
         "phases": _phases(run_dir),
         "events": read_events(run_dir),
         "ledger": _ledger(run_dir),
-        "checkpoints": sorted(f.name for f in (run_dir / "checkpoints").glob("checkpoint*")),
+        "checkpoints": _checkpoints(run_dir),
         "notes": list(run.notes),
         "failures": [{"folder": f.name, **failure_facts(f)} for f in found],
     }
@@ -65,6 +67,15 @@ def _phases(run_dir: Path) -> dict[str, dict[str, Any]]:
         role: {"phase": phase, "for_s": round(now - (run_dir / PHASES / role).stat().st_mtime, 1)}
         for role, phase in phases(run_dir).items()
     }
+
+
+def _checkpoints(run_dir: Path) -> list[str]:
+    """Whole ones that the run could go on from, oldest first; a store elsewhere by its name."""
+    note = run_dir / PLACE
+    if note.exists():
+        return [f"in {json.loads(note.read_text())['folder']}"]
+    store = Store(run_dir / "checkpoints")
+    return [one.name for one in reversed(counting(store)) if store.has(one.manifest)]
 
 
 def _ledger(run_dir: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from cluster.jobs import OfflineJob, OnlineJob, offline, online
 from cluster.progress import RunProgress
 from cluster.report import write_report
 from cluster.run_record import read_run
-from cluster.runtime import keep_worker_logs
+from cluster.runtime import keep_worker_logs, worker_log_sizes
 from cluster.supervisor import Supervisor
 from cluster.training import fit, trainer
 from configs.schema import OFFLINE, RunConfig
@@ -60,11 +60,11 @@ def run(
 
 @contextmanager
 def _worker_logs(config: RunConfig) -> Iterator[None]:
-    started = time.time()
+    before = worker_log_sizes()
     try:
         yield
     finally:
-        keep_worker_logs(config.cluster.run_dir, started)
+        keep_worker_logs(config.cluster.run_dir, before)
 
 
 def _offline(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ray.job_config import JobConfig
 
 from cluster.address import check_address
 from cluster.driver_record import forget_driver, record_driver
+from cluster.errors import root_cause as root_cause
 from cluster.failure import write_failure
 from cluster.job_metadata import metadata_of, publish_metadata, submitted_job
 from cluster.joining import await_actors_gone, take_over
@@ -168,20 +169,29 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def keep_worker_logs(run_dir: str, since: float = 0.0) -> None:
+def worker_log_sizes() -> dict[str, int]:
+    """Name -> bytes that the workers of this Ray have printed; only on the head's own machine."""
+    return {file.name: file.stat().st_size for file in _worker_logs()}
+
+
+def keep_worker_logs(run_dir: str, before: Mapping[str, int] | None = None) -> None:
     """Copy what the workers printed into the run folder; only on the head's own machine.
 
-    Files that nobody wrote to after `since` (seconds of the clock) are of earlier runs.
+    Files as long as they were `before` are of earlier runs. Not told by their times: clocks jump.
+    A disk without room for them keeps none.
     """
+    target, secrets = Path(run_dir) / "logs" / "ray", known_secrets()
+    try:
+        for file in _worker_logs():
+            if file.stat().st_size > (before or {}).get(file.name, 0):
+                target.mkdir(parents=True, exist_ok=True)
+                text = file.read_text(encoding="utf-8", errors="replace")
+                (target / file.name).write_text(redact_text(text, secrets), encoding="utf-8")
+    except OSError as error:
+        logger.warning("%s: what workers printed is not kept: %s", target, error)
+
+
+def _worker_logs() -> list[Path]:
     from ray._private.worker import _global_node as node  # Ray has no public way to this folder
 
-    if node is None:
-        return
-    target = Path(run_dir) / "logs" / "ray"
-    target.mkdir(parents=True, exist_ok=True)
-    secrets = known_secrets()
-    for file in Path(node.get_logs_dir_path()).glob("worker-*"):
-        if file.stat().st_size and file.stat().st_mtime >= since:
-            copy = target / file.name
-            text = file.read_text(encoding="utf-8", errors="replace")
-            copy.write_text(redact_text(text, secrets), encoding="utf-8")
+    return sorted(Path(node.get_logs_dir_path()).glob("worker-*")) if node is not None else []

@@ -327,5 +327,6 @@ def _worker(cls: type, placement: ScoringPlacement, config: RunConfig) -> Any:
     return ray.remote(cls).options(
         num_cpus=placement.cpus_per_worker,
         num_gpus=placement.gpus_per_worker,
+        label_selector=placement.labels or None,
         runtime_env=role_env(placement.cpus_per_worker, config.cluster.device),
     )

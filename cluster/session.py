@@ -25,10 +25,9 @@ from ray.exceptions import (
 
 from cluster.deadlines import late
 from cluster.engines import EngineHandle
-from cluster.errors import Fenced, NotBegun, Unrecoverable
+from cluster.errors import Fenced, NotBegun, Unrecoverable, root_cause
 from cluster.evaluation import JudgedReply
 from cluster.ledger import LedgerRow
-from cluster.runtime import root_cause
 from configs.schema import RunConfig
 from rl.types import Experience, Metrics, Prompt
 

@@ -53,6 +53,16 @@ def _enough_for_each_rank(config: RunConfig) -> str | None:
     )
 
 
+def _fewest_ranks(config: RunConfig) -> str | None:
+    learner = config.cluster.learner
+    if learner.min_workers is None or learner.min_workers <= learner.num_workers:
+        return None
+    return (
+        f"cluster.learner.min_workers={learner.min_workers} is more than cluster.learner."
+        f"num_workers={learner.num_workers}, the most there may be: lower it"
+    )
+
+
 def _micro_batch(config: RunConfig) -> str | None:
     tokens, longest = config.algorithm.tokens_per_micro_batch, config.model.max_length
     if tokens >= longest:
@@ -362,6 +372,7 @@ def _offload(config: RunConfig) -> str | None:
 _ALWAYS: tuple[Rule, ...] = (
     _minibatches,
     _enough_for_each_rank,
+    _fewest_ranks,
     _micro_batch,
     fleet.learner_sizes,
     feedback.reward_names,

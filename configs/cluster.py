@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from configs.base import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
+from configs.kubernetes import KubernetesConfig
 
 
 class LearnerPlacement(Section):
@@ -24,8 +25,12 @@ class LearnerPlacement(Section):
     """Seconds between two looks whether the worker group could grow."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Ray node labels where learners may live, such as {role: learner}."""
-    max_failures: NonNegative = 0
-    """Restarts of the worker group, from its last checkpoint, before the run fails."""
+    max_failures: NonNegative = 8
+    """Restarts of the worker group in a row, without a new checkpoint in between, before the run
+    fails. What another try would meet again, such as a full disk or a loss that is NaN, ends the
+    run at once."""
+    phase_deadline_s: PositiveFloat = 1800.0
+    """A rank whose update, sync or checkpoint takes longer is stuck, and ends itself."""
 
 
 class RolloutPlacement(Section):
@@ -68,6 +73,8 @@ class ScoringPlacement(Section):
     num_workers: Positive = 1
     cpus_per_worker: NonNegativeFloat = 0.5
     gpus_per_worker: NonNegativeFloat = 0
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels where these may live, such as {role: scoring}."""
     start_deadline_s: PositiveFloat = 300.0
 
 
@@ -91,11 +98,21 @@ class SyncConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Resumable state of the learner, written through `ray.train.report`."""
+    """Resumable state of the learner."""
 
     interval: Positive = 20
-    """Learner steps between checkpoints; also the most that a crash can cost."""
+    """Learner steps between checkpoints. A crash costs no more, but for steps that were taken while
+    the last checkpoint was being uploaded."""
     keep: Positive = 2
+    """Whole checkpoints to keep; storage holds one more while the next one is written."""
+    storage: str | None = None
+    """Folder that all nodes share, or a URL for fsspec such as s3://bucket/folder; where empty,
+    `checkpoints` in the run folder."""
+    scratch: str | None = None
+    """Folder on each node for a copy of its ranks' state; where empty, the system's for temporary
+    files."""
+    asynchronous: bool = True
+    """Upload while training goes on; otherwise wait for it."""
 
 
 class ClusterConfig(Section):
@@ -118,3 +135,5 @@ class ClusterConfig(Section):
     """Start Ray's dashboard with a cluster of our own."""
     learner_deadline_s: PositiveFloat = 1800.0
     """Longest silence of the learner before the run is stopped as hung."""
+    kubernetes: KubernetesConfig | None = None
+    """For `attune k8s render`."""

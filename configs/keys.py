@@ -106,9 +106,10 @@ def clean(layer: Mapping[Any, Any], node: Any, at: Sequence[str] = ()) -> tuple[
     """
     cleaned: dict[str, Any] = {}
     errors: list[str] = []
+    takes_any_name = get_origin(node) is dict and not is_section(bare(get_args(node)[1]))
     for key, value in layer.items():
         names = [*at, str(key)]
-        if "." in str(key):
+        if "." in str(key) and not takes_any_name:  # node labels have dots
             errors.append(f"{'.'.join(names)}: dotted names are for the command line; nest it here")
             continue
         annotation = child(node, str(key))

@@ -1,9 +1,13 @@
 """Relative paths of a configuration, made absolute before other processes see them."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from configs.schema import RunConfig
+
+REWARD_PATHS = ("path", "reference", "prompt_file")
+"""Settings of a reward that name one file or folder."""
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
@@ -14,7 +18,7 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     """
     rewards = {
         name: reward.model_copy(
-            update=_absolute(reward, "path", "reference", "prompt_file")
+            update=_absolute(reward, *REWARD_PATHS)
             | {"paths": tuple(map(os.path.abspath, reward.paths))}
         )
         for name, reward in config.feedback.rewards.items()
@@ -27,9 +31,39 @@ def absolute_paths(config: RunConfig) -> RunConfig:
             ),
             "data": config.data.model_copy(update=_absolute(config.data, "train", "validation")),
             "feedback": config.feedback.model_copy(update={"rewards": rewards}),
-            "cluster": config.cluster.model_copy(update=_absolute(config.cluster, "run_dir")),
+            "cluster": config.cluster.model_copy(
+                update=_absolute(config.cluster, "run_dir")
+                | {"checkpoint": config.cluster.checkpoint.model_copy(update=_checkpoint(config))}
+            ),
         }
     )
+
+
+def path_settings(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Every path of a configuration that is given: the setting's dotted name, and its value."""
+    model, data = config.model, config.data
+    single = {
+        "model.path": model.path,
+        "model.reference": model.reference,
+        "model.critic": model.critic,
+        "data.train": data.train,
+        "data.validation": data.validation,
+        "cluster.run_dir": config.cluster.run_dir,
+        "cluster.checkpoint.storage": config.cluster.checkpoint.storage,
+    }
+    several = {"model.extra_references": model.extra_references}
+    for name, reward in config.feedback.rewards.items():
+        at = f"feedback.rewards.{name}"
+        single |= {f"{at}.{key}": getattr(reward, key) for key in REWARD_PATHS}
+        several[f"{at}.paths"] = reward.paths
+    yield from ((name, value) for name, value in single.items() if value)
+    yield from ((name, value) for name, values in several.items() for value in values)
+
+
+def _checkpoint(config: RunConfig) -> dict[str, Any]:
+    settings = config.cluster.checkpoint
+    is_url = "://" in (settings.storage or "")
+    return _absolute(settings, "scratch", *() if is_url else ("storage",))
 
 
 def _absolute(section: Any, *names: str) -> dict[str, Any]:

@@ -61,6 +61,10 @@ def run_dir(tmp_path: Path) -> Path:
     (folder / "logs" / "ray" / "worker-1.err").write_text("Bearer abcdefgh12345678\n")
     set_phase(folder, "learner-0", "update")
     record(folder, "engine_lost", engine="engine-0")
+    for name, is_whole in (("step=000001.attempt=1", True), ("step=000002.attempt=1", False)):
+        saved = folder / "checkpoints" / name
+        saved.mkdir(parents=True)
+        (saved / ("manifest.json" if is_whole else "rank=0.json")).write_text("{}")
     ledger = Ledger(folder)
     ledger.commit(1, [row(0, 1), row(1, 1), row(5, 1, FILTERED)])
     ledger.commit(2, [row(2, 2), row(3, 2)])
@@ -148,6 +152,7 @@ def test_inspect_counts_groups_and_shows_phases_and_events(run_dir):
     assert found["step"] == 2
     assert found["ledger"]["groups"] == {"used": 4, "filtered": 1}
     assert found["ledger"]["used_twice"] == []
+    assert found["checkpoints"] == ["step=000001.attempt=1"], "the other one was never finished"
     Ledger(run_dir).commit(3, [row(3, 3)])
     assert inspect_run(run_dir)["ledger"]["used_twice"] == [3]
     text = render(inspect_run(run_dir))
