@@ -36,8 +36,8 @@ CAUSES: tuple[Cause, ...] = (
         name="gpu-memory",
         pattern=r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
         cause="a GPU ran out of memory",
-        remedy="lower algorithm.tokens_per_micro_batch, cluster.rollout.kv_cache_gib or "
-        "model.max_length, set cluster.learner.offload_optimizer, or give the learner more ranks",
+        remedy="lower algorithm.tokens_per_micro_batch or cluster.rollout.kv_cache_gib, set "
+        "cluster.learner.offload_optimizer, or give the learner more ranks",
     ),
     Cause(
         name="host-memory",

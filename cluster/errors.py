@@ -26,17 +26,39 @@ def with_batch(error: BaseException, rows: Sequence[Mapping[str, Any]]) -> BaseE
     return error
 
 
+def carrying(error: BaseException, source: BaseException) -> BaseException:
+    """The same error with the samples that `source`, which it stands for, carries, if any.
+
+    An error that travels between processes leaves its `__cause__` behind.
+    """
+    rows = batch_of(source)
+    return error if rows is None else with_batch(error, rows)
+
+
 def batch_of(error: BaseException) -> list[dict[str, Any]] | None:
-    """The samples that an error, or what caused it, carries; None where none does."""
-    for one in chain(error):
+    """The samples that an error, or anything behind it, carries; None where nothing does."""
+    for one in behind(error):
         rows = one.__dict__.get("batch")
         if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
             return rows
     return None
 
 
+def behind(error: BaseException, depth: int = 10) -> list[BaseException]:
+    """An error and all that caused it, of every rank, through Ray's and Ray Train's wrappers."""
+    inner = list((getattr(error, "worker_failures", None) or {}).values())
+    inner += [getattr(error, "health_check_failure", None), getattr(error, "cause", None)]
+    inner.append(error.__cause__)
+    return [error] + [
+        cause
+        for one in inner
+        if isinstance(one, BaseException) and depth > 0
+        for cause in behind(one, depth - 1)
+    ]
+
+
 def chain(error: BaseException) -> list[BaseException]:
-    """An error and what caused it, through Ray's and Ray Train's wrappers, outermost first."""
+    """An error, what caused it, and so on; of several ranks the first, outermost first."""
     found: list[BaseException] = []
     while not any(error is one for one in found):
         found.append(error)

@@ -22,7 +22,7 @@ import yaml
 
 from cluster.causes import Cause, suggest
 from cluster.cluster_state import cluster_state
-from cluster.errors import batch_of, chain, root_cause
+from cluster.errors import batch_of, behind, chain, root_cause
 from cluster.events import FILE as EVENTS
 from cluster.events import record
 from cluster.phases import phases
@@ -60,7 +60,7 @@ def write_failure(run_dir: str | Path, error: BaseException) -> Path | None:
 
 def written_for(error: BaseException) -> Path | None:
     """The bundle that an error, or what caused it, already has."""
-    found = [one.__dict__["bundle"] for one in chain(error) if "bundle" in one.__dict__]
+    found = [one.__dict__["bundle"] for one in behind(error) if "bundle" in one.__dict__]
     return Path(found[0]) if found else None
 
 

@@ -14,8 +14,13 @@ from configs.schema import RunConfig
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = tuple(ROOT / name for name in ("actors", "cluster", "configs", "rl"))
-MAY_CHANGE = ("cluster.", "algorithm.num_steps")
-"""Settings that a resumed run may be given anew: where it runs, and how far."""
+MAY_CHANGE = (
+    "cluster.", "algorithm.num_steps", "algorithm.tokens_per_micro_batch",
+    "algorithm.optimizer.learning_rate", "algorithm.critic_optimizer.learning_rate",
+    "feedback.deadline_s", "feedback.attempts",
+)  # fmt: skip
+"""Settings that a resumed run may be given anew: where it runs, how far, and what a failure asks to
+change before the run goes on."""
 
 
 def check_run_folder(config: RunConfig) -> None:

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from cluster.causes import CAUSES, UNKNOWN, suggest
+from cluster.run_folder import MAY_CHANGE
 from configs.keys import resolve
 
 
@@ -53,10 +54,11 @@ def test_the_error_counts_before_the_logs():
 
 
 @pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: cause.name)
-def test_settings_that_a_remedy_names_exist(cause):
+def test_settings_that_a_remedy_names_exist_and_a_resumed_run_may_change_them(cause):
     named = re.findall(r"\b(?:algorithm|cluster|data|feedback|model)(?:\.[a-z_]+)+", cause.remedy)
     for name in named:
         assert resolve(name.split(".")) is not None, name
+        assert name.startswith(MAY_CHANGE), name
 
 
 def test_names_are_unique():

@@ -134,7 +134,7 @@ def test_a_batch_survives_being_pickled_and_ray_s_wrappers():
     wrapped = RayTaskError("score", "traceback", error).as_instanceof_cause()
     again = pickle.loads(cloudpickle.dumps(wrapped))  # as Ray passes it on
     outer = RuntimeError("ranks failed")
-    outer.worker_failures = {0: again}
+    outer.worker_failures = {0: RuntimeError("x"), 1: again}
     assert batch_of(outer) == ROWS
     assert root_cause(outer) == "RuntimeError: x"
     assert chain(outer)[0] is outer

@@ -33,19 +33,20 @@ def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path):
     prepare_run_dir(config_of(tmp_path / "run"), resume=True)
     with pytest.raises(ConfigError, match="already holds a run"):
         prepare_run_dir(config_of(tmp_path / "run"), resume=False)
-    changed = config_of(tmp_path / "run", "algorithm.optimizer.learning_rate=2e-3")
-    with pytest.raises(ConfigError, match=r"^algorithm\.optimizer\.learning_rate is 0\.002 here"):
+    changed = config_of(tmp_path / "run", "algorithm.optimizer.max_grad_norm=0.25")
+    with pytest.raises(ConfigError, match=r"^algorithm\.optimizer\.max_grad_norm is 0\.25 here"):
         prepare_run_dir(changed, resume=True)
-    both = config_of(tmp_path / "run", "data.seed=5", "algorithm.optimizer.learning_rate=2e-3")
+    both = config_of(tmp_path / "run", "data.seed=5", "algorithm.optimizer.max_grad_norm=0.25")
     with pytest.raises(ConfigError, match=r"^data\.seed is 5"):  # the first of them
         prepare_run_dir(both, resume=True)
 
 
-def test_where_it_runs_and_how_far_may_change(tmp_path):
+def test_where_it_runs_how_far_and_what_a_failure_asks_for_may_change(tmp_path):
     prepare_run_dir(config_of(tmp_path / "run"), resume=False)
     longer = config_of(
         tmp_path / "run", "algorithm.num_steps=9", "cluster.learner.num_workers=2",
-        "cluster.checkpoint.keep=5",
+        "cluster.checkpoint.keep=5", "algorithm.optimizer.learning_rate=2e-4",
+        "feedback.deadline_s=99",
     )  # fmt: skip
     folder = prepare_run_dir(longer, resume=True)
     assert load_config(folder / "config.yaml") == longer
