@@ -107,7 +107,7 @@ def _check_rewards(config: RunConfig) -> None:
 
 def run_alone(samples: Samples) -> list[list[float]]:
     """`draw` on a Ray of its own."""
-    with ray_session(samples.config):
+    with ray_session(samples.config, is_run=False):
         try:
             with RunProgress(len(samples.prompts), "sampling") as progress:
                 return draw(samples, progress)

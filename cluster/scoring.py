@@ -13,6 +13,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from actors.reward import Judge, Scores, build_judge
 from actors.rollout import EngineSpec
 from actors.specs import FrozenSpec
+from cluster.batches import rollout_rows
+from cluster.errors import with_batch
 from cluster.events import record
 from cluster.runtime import free_port, log_to_file, role_env
 from configs.cluster import ScoringPlacement
@@ -171,8 +173,11 @@ class ScoringGroup:
                     reason, cause = str(error.cause), error
                 self.retries += 1
                 logger.warning("%s failed (try %d): %s", self.name, attempt, reason)
-        raise RuntimeError(
-            f"{self.name} failed {self.attempts} times (phase: score); last: {reason}"
+        raise with_batch(
+            RuntimeError(
+                f"{self.name} failed {self.attempts} times (phase: score); last: {reason}"
+            ),
+            rollout_rows(rollouts),
         ) from cause
 
     async def _loaded(self) -> None:
