@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.auth import ensure_token
+from cluster.serve.cli import app as serve_app
 from configs.load import load_config, to_yaml
 from configs.paths import absolute_paths
 
@@ -28,6 +29,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(serve_app, name="serve")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML of the run, or the folder of a run.")]
 Overrides = Annotated[

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from configs.base import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
+from configs.reward_service import RewardServiceConfig
 
 
 class LearnerPlacement(Section):
@@ -110,6 +111,7 @@ class ClusterConfig(Section):
     rollout: RolloutPlacement = RolloutPlacement()
     reward: ScoringPlacement = ScoringPlacement()
     reference: ScoringPlacement = ScoringPlacement()
+    reward_service: RewardServiceConfig = RewardServiceConfig()
     sync: SyncConfig = SyncConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     dashboard: bool = True

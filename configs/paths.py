@@ -19,6 +19,8 @@ def absolute_paths(config: RunConfig) -> RunConfig:
         )
         for name, reward in config.feedback.rewards.items()
     }
+    service = config.cluster.reward_service
+    service = service.model_copy(update=_absolute(service, "token_file"))
     return config.model_copy(
         update={
             "model": config.model.model_copy(
@@ -27,7 +29,9 @@ def absolute_paths(config: RunConfig) -> RunConfig:
             ),
             "data": config.data.model_copy(update=_absolute(config.data, "train", "validation")),
             "feedback": config.feedback.model_copy(update={"rewards": rewards}),
-            "cluster": config.cluster.model_copy(update=_absolute(config.cluster, "run_dir")),
+            "cluster": config.cluster.model_copy(
+                update=_absolute(config.cluster, "run_dir") | {"reward_service": service}
+            ),
         }
     )
 

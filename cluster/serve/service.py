@@ -1,0 +1,167 @@
+"""Starting the reward service, watching it, and stopping it."""
+
+import ipaddress
+import logging
+import math
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.schema import ApplicationStatus
+
+from cluster.progress import quiet_logs
+from cluster.runtime import runtime_env
+from cluster.serve.app import NAME, application, check_rewards
+from cluster.serve.token import REMEDY, read_token
+from configs.errors import ConfigError
+from configs.schema import RunConfig
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.5
+Say = Callable[[str], None]
+
+
+def check_service_inputs(config: RunConfig) -> str | None:
+    """Refuse what cannot be served; returns the token, where there is one."""
+    check_rewards(config)
+    token, host = read_token(config), config.cluster.reward_service.host
+    if token is None and not is_loopback(host):
+        raise ConfigError(
+            f"cluster.reward_service.host={host} is open to other machines and needs a token: "
+            f"{REMEDY}"
+        )
+    if config.cluster.address is None:
+        _check_port(config)
+    return token
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_port(config: RunConfig) -> None:
+    service = config.cluster.reward_service
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            service.host, service.port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cluster.reward_service: cannot listen on {service.host}:{service.port} "
+            f"({error.strerror}): choose another port or host"
+        ) from error
+
+
+def serve_rewards(config: RunConfig, token: str | None, say: Say) -> None:
+    """Serve until a KeyboardInterrupt; `say` is told the address and every change of replicas.
+
+    Raises RuntimeError where the rewards do not start. On a cluster of its own everything ends with
+    this call; of a cluster that was there, the application alone.
+    """
+    _join_or_start(config)
+    try:
+        start_service(config, token)
+        service = config.cluster.reward_service
+        names = ", ".join(config.feedback.rewards)
+        say(f"serving {names} at http://{service.host}:{service.port}")
+        _watch(say)
+    finally:
+        if ray.is_initialized():
+            _stop(config)
+
+
+def _stop(config: RunConfig) -> None:
+    try:
+        if config.cluster.address is None:
+            serve.shutdown()
+        else:
+            serve.delete(NAME)
+    finally:
+        ray.shutdown()
+
+
+def _join_or_start(config: RunConfig) -> None:
+    cluster = config.cluster
+    options: dict[str, Any] = {"address": cluster.address}
+    if cluster.address is None:
+        replicas = cluster.reward_service.max_replicas * cluster.reward.cpus_per_worker
+        options = {
+            "address": "local",
+            "num_cpus": math.ceil(replicas) + 2,  # Serve's own actors find room beside replicas
+            "include_dashboard": cluster.dashboard,
+            "dashboard_host": "127.0.0.1",
+        }
+    ray.init(
+        runtime_env=runtime_env(), log_to_driver=False, logging_level=logging.WARNING, **options
+    )
+    quiet_logs(Path(cluster.run_dir) / "logs" / "reward-service.log")
+
+
+def start_service(config: RunConfig, token: str | None) -> None:
+    """Deploy the rewards on the Ray that this process is connected to, and wait for a replica.
+
+    An application that an earlier call left there is replaced. Raises RuntimeError where it does
+    not start within `cluster.reward.start_deadline_s`.
+    """
+    service, deadline_s = config.cluster.reward_service, config.cluster.reward.start_deadline_s
+    serve.start(
+        proxy_location="HeadOnly", http_options={"host": service.host, "port": service.port}
+    )
+    target = serve.RunTarget(application(config, token), name=NAME, route_prefix="/")
+    serve.run_many([target], wait_for_applications_running=False)
+    end = time.monotonic() + deadline_s
+    while True:
+        found = serve.status().applications.get(NAME)
+        if found is not None and found.status == ApplicationStatus.RUNNING:
+            return
+        reason = _reason(found)
+        if found is not None and found.status == ApplicationStatus.DEPLOY_FAILED:
+            raise RuntimeError(f"the reward service did not start: {reason}")
+        if time.monotonic() > end:
+            raise RuntimeError(
+                f"the reward service did not start within {deadline_s:.0f} s "
+                f"(cluster.reward.start_deadline_s): {reason}"
+            )
+        time.sleep(LOOK_S)
+
+
+def _reason(found: object) -> str:
+    """The last line that Serve has to say of the deployment, or of the application."""
+    deployments = getattr(found, "deployments", {})
+    texts = [str(d.message) for d in deployments.values()] + [str(getattr(found, "message", ""))]
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines or ["Serve says nothing of it"])[-1]
+
+
+def _watch(say: Say) -> None:
+    """Tell of changes until interrupted."""
+    before = ""
+    while True:
+        try:
+            found = serve.status().applications.get(NAME)
+        except RayError as error:  # the controller restarts by itself, and replicas serve on
+            logger.warning("Serve does not tell its state: %s", error)
+            time.sleep(LOOK_S)
+            continue
+        if found is None:
+            raise RuntimeError("the reward service was deleted by someone else")
+        states = found.deployments[NAME].replica_states if NAME in found.deployments else {}
+        text = ", ".join(f"{count} {getattr(s, 'value', s).lower()}" for s, count in states.items())
+        if text != before:
+            say(f"{time.strftime('%H:%M:%S')} replicas: {text or 'none'}")
+            before = text
+        time.sleep(LOOK_S)
