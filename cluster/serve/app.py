@@ -25,6 +25,7 @@ from starlette.responses import Response
 from actors.reward import build_judge
 from cluster.runtime import role_env, runtime_env
 from cluster.scoring import reward_specs
+from cluster.serve.checks import check_rewards
 from cluster.serve.definitions import Definition, definitions
 from cluster.serve.judging import Outcome, judge_together
 from cluster.serve.token import REMEDY, digest_of, read_token
@@ -184,19 +185,3 @@ def build(args: dict[str, Any]) -> serve.Application:
         raise ConfigError(f"a reward service needs a token: {REMEDY}")
     check_rewards(config)
     return application(config, token)
-
-
-def check_rewards(config: RunConfig) -> None:
-    """Refuse rewards that a replica cannot hold; `ValueError` with one line."""
-    from cluster.inputs import check_reward
-
-    if not config.feedback.rewards:
-        raise ConfigError("feedback.rewards is empty: name at least one reward to serve")
-    if config.cluster.reward.num_workers > 1:
-        raise ConfigError(
-            f"cluster.reward.num_workers={config.cluster.reward.num_workers} would split a reward "
-            "over processes, and a replica of a service is one: set it to 1, and raise "
-            "cluster.reward_service.max_replicas"
-        )
-    for name, reward in config.feedback.rewards.items():
-        check_reward(f"feedback.rewards.{name}", reward)

@@ -35,9 +35,11 @@ def rewards(
     with guarded(debug):
         file = config / "config.yaml" if config.is_dir() else config
         loaded = absolute_paths(load_config(file, overrides or []))
-        from cluster.serve.service import check_service_inputs, serve_rewards
+        from cluster.serve.checks import check_service_inputs
 
         token = check_service_inputs(loaded)
+        from cluster.serve.service import serve_rewards
+
         try:
             serve_rewards(loaded, token, typer.echo)
         except KeyboardInterrupt:

@@ -1,12 +1,12 @@
 """Starting the reward service, watching it, and stopping it."""
 
-import ipaddress
 import logging
 import math
-import socket
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
@@ -16,53 +16,13 @@ from ray.serve.schema import ApplicationStatus
 
 from cluster.progress import quiet_logs
 from cluster.runtime import runtime_env
-from cluster.serve.app import NAME, application, check_rewards
-from cluster.serve.token import REMEDY, read_token
-from configs.errors import ConfigError
+from cluster.serve.app import NAME, application
 from configs.schema import RunConfig
 
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.5
 Say = Callable[[str], None]
-
-
-def check_service_inputs(config: RunConfig) -> str | None:
-    """Refuse what cannot be served; returns the token, where there is one."""
-    check_rewards(config)
-    token, host = read_token(config), config.cluster.reward_service.host
-    if token is None and not is_loopback(host):
-        raise ConfigError(
-            f"cluster.reward_service.host={host} is open to other machines and needs a token: "
-            f"{REMEDY}"
-        )
-    if config.cluster.address is None:
-        _check_port(config)
-    return token
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is of this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _check_port(config: RunConfig) -> None:
-    service = config.cluster.reward_service
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            service.host, service.port, type=socket.SOCK_STREAM
-        )[0]
-        with socket.socket(family, kind) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-    except OSError as error:
-        raise ConfigError(
-            f"cluster.reward_service: cannot listen on {service.host}:{service.port} "
-            f"({error.strerror}): choose another port or host"
-        ) from error
 
 
 def serve_rewards(config: RunConfig, token: str | None, say: Say) -> None:
@@ -108,6 +68,11 @@ def _join_or_start(config: RunConfig) -> None:
         runtime_env=runtime_env(), log_to_driver=False, logging_level=logging.WARNING, **options
     )
     quiet_logs(Path(cluster.run_dir) / "logs" / "reward-service.log")
+    signal.signal(signal.SIGTERM, _interrupt)  # ray.init has put its own handler there
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def start_service(config: RunConfig, token: str | None) -> None:
