@@ -46,7 +46,7 @@ ALIGNMENT = 16
 """Bytes; every tensor starts at a multiple inside a bucket, so views of any dtype are legal."""
 
 
-GRACE_S = 5.0
+GRACE_S = 2.0
 """How long the engines' own account of a failure is waited for: it says more than a time-out."""
 
 
@@ -335,17 +335,17 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         self.client.start_weight_update()
         pool = ThreadPoolExecutor(max_workers=1)
         received = pool.submit(self.client.update_weights, asdict(update_info))
-        is_complete = False
         try:
             self._broadcast(metadata)
             received.result(timeout=self.init_info.timeout_s + GRACE_S)
-            is_complete = True
         except RuntimeError as error:
+            self.group = None  # peers still in the broadcast get an error, not a time-out
             raise engine_error(received, error) from error
+        except BaseException:
+            self.group = None
+            raise
         finally:
             pool.shutdown(wait=False)
-            if not is_complete:
-                self.group = None  # peers still in the broadcast get an error, not a time-out
         self.client.finish_weight_update()
 
     def _broadcast(self, metadata: list[ParamMeta]) -> None:

@@ -10,10 +10,11 @@ ranks hold different amounts of data, the shorter ones run along with rows that 
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import deepspeed
 import torch
@@ -214,7 +215,17 @@ class Learner:
             engine.backward(share * self.world_size)
         engine.step()
         norm = engine.get_global_grad_norm()
+        self._check_finite(role, norm)
         return float(norm) if norm is not None else 0.0
+
+    def _check_finite(self, role: Role, norm: Any) -> None:
+        """Stop where a gradient is NaN or infinite; DeepSpeed says so by a norm of -1."""
+        if norm is not None and not 0 <= float(norm) < math.inf:
+            raise FloatingPointError(
+                f"the gradient of the {role} is NaN or infinite at step {self.state.version + 1}: "
+                "the weights are spoilt; lower algorithm.optimizer.learning_rate, then go on with "
+                "--resume"
+            )
 
     def _set_learning_rate(self, role: Role) -> None:
         settings = self._optimizer_config(role)

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.partials import Partial, beginnings, joined, partial_of
 from configs.cluster import RolloutPlacement
 from configs.schema import SamplingConfig
 from rl.fingerprints import Fingerprint
-from rl.types import Prompt, Rollout, VersionSpan
+from rl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 logger = logging.getLogger(__name__)
+
+
+class EngineDied(RuntimeError):
+    """vLLM's engine core has ended under a living actor: the engine has to be replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,8 @@ class SampleRequest:
     """Of sample 0; sample k draws with `seed + k`."""
     with_greedy: bool = False
     """Decode one more reply greedily, behind the samples: the baseline of ReMax."""
+    partials: tuple[Partial, ...] = ()
+    """Where not empty: sample these replies alone, each from its tokens on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +79,12 @@ class RolloutEngine:
         self.num_tokens = 0
         self._starting = asyncio.Lock()
         self._paused_at = 0.0
+        self._updating = asyncio.Event()
+        self._flying: dict[str, int] = {}
+        """Requests in the engine -> sequences of each."""
+        self._leaving = False
+        self.attempt = 0
+        """Of the learner whose weights it takes; an older learner's are refused."""
 
     async def start(self) -> int:
         """Load the model, once; returns the number of workers that take part in an update."""
@@ -134,33 +147,64 @@ class RolloutEngine:
         self, tokens: list[int], parameters: "SamplingParams", request_id: str
     ) -> "RequestOutput":
         from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         parameters.output_kind = RequestOutputKind.FINAL_ONLY
         final = None
-        async for output in self.engine.generate(
-            {"prompt_token_ids": tokens}, parameters, request_id
-        ):
-            final = output
+        self._flying[request_id] = parameters.n
+        try:
+            async for output in self.engine.generate(
+                {"prompt_token_ids": tokens}, parameters, request_id
+            ):
+                final = output
+        except EngineDeadError as error:
+            raise EngineDied(f"the engine core of {self.spec.name} has ended") from error
+        finally:
+            self._flying.pop(request_id, None)
         assert final is not None, f"request {request_id} ended without a result"
         return final
 
     async def generate(self, requests: list[SampleRequest]) -> list[list[Rollout]]:
         """Sample all requests side by side; one list of rollouts per request, in order."""
-        return list(await asyncio.gather(*(self._generate(request) for request in requests)))
+        groups = await asyncio.gather(*(self.sample(request) for request in requests))
+        return [[reply for reply in group if isinstance(reply, Rollout)] for group in groups]
 
-    async def _generate(self, request: SampleRequest) -> list[Rollout]:
+    async def sample(self, request: SampleRequest) -> list[Rollout | Partial]:
+        """The replies to one request; what is unfinished when the engine leaves, as far as it is.
+
+        A reply that is continued from a `Partial` comes whole. Raises EngineDied.
+        """
         # The time makes the id unique when a group is asked for again after a failure.
         request_id = f"{request.group_id}-{time.monotonic_ns()}"
+        if self._leaving:
+            return list(request.partials or beginnings(request.num_samples + request.with_greedy))
+        if request.partials:
+            parts = [self._continue(request, partial, request_id) for partial in request.partials]
+            return await asyncio.gather(*parts)
         tokens = list(request.prompt.tokens)
         parts = [self._run(tokens, self._parameters(request), request_id)]
         if request.with_greedy:
             greedy = self._parameters(request, is_greedy=True)
             parts.append(self._run(tokens, greedy, f"{request_id}-greedy"))
         return [
-            self._rollout(request, completion, is_greedy=index > 0)
+            self._reply(request, completion, request.num_samples if index else completion.index)
             for index, output in enumerate(await asyncio.gather(*parts))
             for completion in output.outputs
         ]
+
+    async def _continue(
+        self, request: SampleRequest, begun: Partial, request_id: str
+    ) -> Rollout | Partial:
+        tokens = [*request.prompt.tokens, *begun.tokens.tolist()]
+        is_greedy = begun.sample == request.num_samples
+        parameters = self._parameters(request, is_greedy=is_greedy)
+        parameters.n = 1
+        parameters.max_tokens = self.spec.sampling.max_new_tokens - len(begun.tokens)
+        if not is_greedy:
+            # Its own seed, moved on: the generator must not repeat the numbers of its first tokens.
+            parameters.seed = (request.seed + begun.sample + 7919 * len(begun.tokens)) % 2**31
+        output = await self._run(tokens, parameters, f"{request_id}-{begun.sample}")
+        return self._reply(request, output.outputs[0], begun.sample, begun)
 
     def _parameters(self, request: SampleRequest, *, is_greedy: bool = False) -> "SamplingParams":
         from vllm import SamplingParams
@@ -178,31 +222,46 @@ class RolloutEngine:
             logprobs=0,
         )
 
-    def _rollout(
-        self, request: SampleRequest, completion: "CompletionOutput", *, is_greedy: bool
-    ) -> Rollout:
-        sample = request.num_samples if is_greedy else completion.index
-        tokens = np.asarray(completion.token_ids, dtype=np.int32)
-        assert completion.logprobs is not None
-        logprobs = []
-        for token, step in zip(completion.token_ids, completion.logprobs, strict=True):
-            assert step is not None
-            logprobs.append(step[int(token)].logprob)
-        self.num_tokens += len(tokens)
-        text = completion.text if self.spec.sampling.stop else self._decode(tokens)
+    def _reply(
+        self,
+        request: SampleRequest,
+        completion: "CompletionOutput",
+        sample: int,
+        begun: Partial | None = None,
+    ) -> Rollout | Partial:
+        found = partial_of(completion, sample)
+        self.num_tokens += len(found.tokens)
+        whole = found if begun is None else joined(begun, found)
+        if completion.finish_reason == "abort":
+            return whole
+        text = completion.text if self.spec.sampling.stop else self._decode(whole.tokens)
         return Rollout(
             group_id=request.group_id,
             sample=sample,
             prompt=request.prompt,
-            tokens=tokens,
+            tokens=whole.tokens,
             text=text,
-            rollout_logprobs=np.asarray(logprobs, dtype=np.float32),
-            versions=_spans(completion),
+            rollout_logprobs=whole.rollout_logprobs,
+            versions=whole.versions,
             finish_reason=completion.finish_reason or "unknown",
             seed=request.seed + sample,
             engine=self.spec.name,
-            is_greedy=is_greedy,
+            is_greedy=sample == request.num_samples,
         )
+
+    async def hand_over(self) -> int:
+        """Begin nothing more and give back what is unfinished; returns how many requests that are.
+
+        Every `sample` that waits returns at once, with the replies as far as they are.
+        """
+        self._leaving = True
+        return await self.abandon()
+
+    async def abandon(self) -> int:
+        """End all requests in the engine, as for callers that are gone; returns how many."""
+        ids = list(self._flying)
+        await self.engine.abort(ids)
+        return len(ids)
 
     def _decode(self, tokens: np.ndarray) -> str:
         return str(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)).strip()
@@ -227,27 +286,64 @@ class RolloutEngine:
         return [_prompt_logprobs(output) for output in outputs]
 
     async def check(self) -> float:
-        """Generate one token; returns the seconds it took. Raises when the engine has died."""
-        from vllm import SamplingParams
+        """Generate one token; returns the seconds it took. Raises EngineDied.
 
+        During an update nothing is generated, and the learner watches over the engine; behind a
+        full batch a new request would queue, so there the core is asked for a sign of life.
+        """
         started = time.monotonic()
-        parameters = SamplingParams(max_tokens=1, detokenize=False)
-        await self._run([self.stop_token_ids[0]], parameters, f"check-{time.monotonic_ns()}")
+        if self.engine.errored:
+            raise EngineDied(f"the engine core of {self.spec.name} has ended")
+        if sum(self._flying.values()) >= self.spec.placement.max_num_seqs:
+            await self.ping()
+            return time.monotonic() - started
+        updating = asyncio.create_task(self._updating.wait())
+        token = asyncio.create_task(self._one_token())
+        try:
+            done, _ = await asyncio.wait({updating, token}, return_when=asyncio.FIRST_COMPLETED)
+            if token in done:
+                token.result()
+        finally:
+            updating.cancel()
+            token.cancel()
         return time.monotonic() - started
 
-    async def init_transfer(self, init_info: dict[str, Any]) -> None:
-        """Join the learner's transfer group."""
+    async def _one_token(self) -> None:
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(max_tokens=1, detokenize=False)
+        await self._run([self.stop_token_ids[0]], parameters, f"check-{time.monotonic_ns()}")
+
+    async def ping(self) -> None:
+        """Return once every worker of the engine has answered, between two of its steps."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self.engine.collective_rpc("alive")
+        except EngineDeadError as error:
+            raise EngineDied(f"the engine core of {self.spec.name} has ended") from error
+
+    async def init_transfer(self, init_info: dict[str, Any], attempt: int = 0) -> None:
+        """Join the transfer group of a learner; one that was replaced since is refused."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
+        if attempt < self.attempt:
+            raise RuntimeError(
+                f"{self.spec.name} takes weights from learner attempt {self.attempt}, "
+                f"no more from {attempt}"
+            )
+        self.attempt = attempt
         await self.engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
 
     async def leave_transfer(self) -> None:
-        """Leave the transfer group; the engine goes on sampling with the weights it has."""
+        """Leave the transfer group, also amid an update, which must then be made anew and whole."""
+        await self.engine.collective_rpc("give_up_update")
         await self.engine.shutdown_weight_transfer_engine()
 
     async def begin_update(self) -> None:
         """Freeze requests in flight, drop all caches and prepare for new weights."""
         self._paused_at = time.monotonic()
+        self._updating.set()
         await self.engine.pause_generation(mode="keep", clear_cache=True)
         await self.engine.start_weight_update()
 
@@ -261,6 +357,7 @@ class RolloutEngine:
         """Install what was received as `version` and go on; returns the pause in seconds."""
         await self.engine.finish_weight_update(str(version))
         await self.engine.resume_generation()
+        self._updating.clear()
         return time.monotonic() - self._paused_at
 
     async def version(self) -> int:
@@ -278,13 +375,6 @@ class RolloutEngine:
 
     def __repr__(self) -> str:
         return f"RolloutEngine({self.spec.name})"
-
-
-def _spans(completion: "CompletionOutput") -> tuple[VersionSpan, ...]:
-    spans = completion.weight_versions or []
-    return tuple(
-        VersionSpan(version=int(span.version), start=span.start, end=span.end) for span in spans
-    )
 
 
 def _prompt_logprobs(output: "RequestOutput") -> np.ndarray:

@@ -34,6 +34,7 @@ class ZeroSource(WeightSource):
         self.dtype = learner.dtype
         self.sent: dict[str, Fingerprint] = {}
         """Of the last pass, on the sender."""
+        self._pass: Iterator[tuple[list[str], list[torch.Tensor]]] | None = None
 
     def metadata(self) -> list[ParamMeta]:
         """Names, wire dtype and full shapes; ZeRO-3 keeps shapes in `ds_shape`. Gathers nothing."""
@@ -48,6 +49,10 @@ class ZeroSource(WeightSource):
 
     def iter_groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
         """Gather group by group; a group is valid until the next one is asked for."""
+        self._pass = self._groups()
+        return self._pass
+
+    def _groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
         for group in zero.gathered_groups(self.model, self.layer_groups):
             yield (
                 [name for name, _ in group],
@@ -61,6 +66,19 @@ class ZeroSource(WeightSource):
             for name, tensor in zip(names, tensors, strict=True):
                 self.sent[name] = fingerprint(tensor)
                 yield name, tensor
+
+    def finish_pass(self) -> None:
+        """End the pass that sending gave up, or make a whole one where it did not come to that.
+
+        Gathering is a collective: the other ranks wait in it until this one has been through.
+        """
+        for _ in self._pass if self._pass is not None else self.iter_groups():
+            pass
+        self._pass = None
+
+    def forget_pass(self) -> None:
+        """The next pass is a new one."""
+        self._pass = None
 
 
 def open_sender(
@@ -99,7 +117,7 @@ def _init_info(
                 master_port=address[1],
                 world_size=world_size,
                 bucket_bytes=bucket_bytes,
-                timeout_s=settings.deadline_s,
+                timeout_s=settings.stall_s,
             )
         case "nccl":
             from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo

@@ -17,3 +17,15 @@ class WorkerExtension:
     def received_fingerprints(self) -> dict[str, Fingerprint]:
         """Of every tensor of the last update, as this worker received it."""
         return self.weight_transfer_engine.received  # pyright: ignore[reportAttributeAccessIssue]
+
+    def give_up_update(self) -> None:
+        """End an update whose sender is gone before a tensor came.
+
+        vLLM does so by itself once receiving has failed, and else refuses to leave the group.
+        """
+        if self._weight_update_active:  # pyright: ignore[reportAttributeAccessIssue]
+            self._weight_update_active = False
+            self.weight_transfer_engine.reset_weight_update_target()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def alive(self) -> None:
+        """Answer: the worker is not stuck."""

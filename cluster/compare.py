@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from cluster.engines import EngineHandle, start_engine
 from cluster.evaluation import JudgedReply, answer_and_judge, judges_alone, means
-from cluster.fleet import EngineHandle, Fleet, start_engine
+from cluster.fleet import Fleet
 from cluster.inputs import check_judges, read_rows
 from cluster.progress import default_console
 from cluster.runtime import keep_worker_logs, ray_session, root_cause
@@ -156,10 +157,9 @@ async def _answers(config: RunConfig, sides: Sequence[Side]) -> list[list[Judged
         _started(engines, config.cluster.rollout.start_deadline_s),
         *(group.ready() for group in rewards.values()),
     )
-    deadline_s = config.cluster.rollout.generate_deadline_s
     return await asyncio.gather(
         *(
-            answer_and_judge(Fleet([engine], deadline_s), rewards, side.prompts, config.data.seed)
+            answer_and_judge(Fleet(config, [engine]), rewards, side.prompts, config.data.seed)
             for engine, side in zip(engines, sides, strict=True)
         )
     )

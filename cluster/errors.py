@@ -11,3 +11,7 @@ class StorageFull(Unrecoverable):
 
 class Fenced(RuntimeError):
     """The caller was replaced while it was out of reach; its successor goes on with the run."""
+
+
+class NotBegun(RuntimeError):
+    """The collector was started anew and waits for the learner to begin again."""

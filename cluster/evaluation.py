@@ -47,11 +47,7 @@ async def answer_and_judge(
         )
         for index, prompt in enumerate(prompts)
     ]
-    parts = [part.tolist() for part in np.array_split(np.arange(len(requests)), len(fleet.engines))]
-    groups = await asyncio.gather(
-        *(fleet.generate([requests[i] for i in part]) for part in parts if part)
-    )
-    rollouts = [group[0] for part in groups for group in part]
+    rollouts = [group[0] for group in await fleet.generate(requests)]
     results = await asyncio.gather(*(group.score(rollouts) for group in rewards.values()))
     scores = {name: s for parts in results for name, s in merge_scores(parts).items()}
     replies = judged_replies(rollouts, scores)

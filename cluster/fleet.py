@@ -1,110 +1,188 @@
-"""The set of rollout engines: starting them, and spreading prompts over them."""
+"""Spreading prompt groups over rollout engines that may come, go and die at any time.
+
+    generate ─▶ pick (least to do, same prompt to the same engine) ─▶ engine.sample
+                  ▲                                                     │
+                  └── engine lost: anew    engine leaving: from its tokens on ──┘
+
+A group is asked of one engine at a time. An engine that is lost takes nothing along but time; one
+that leaves hands over what it has begun.
+"""
 
 import asyncio
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+from zlib import crc32
 
-import ray
+from ray.exceptions import RayActorError
 
-from actors.rollout import EngineSpec, RolloutEngine, SampleRequest
-from cluster.runtime import log_to_file, namespace, role_env
+from actors.partials import Partial
+from actors.rollout import EngineDied, SampleRequest
+from cluster.deadlines import late
+from cluster.engines import EngineHandle
 from configs.schema import RunConfig
 from rl.types import Rollout
 
+logger = logging.getLogger(__name__)
 
-class LoggedEngine(RolloutEngine):
-    """A rollout engine whose log goes to the run folder."""
-
-    def __init__(self, spec: EngineSpec, run_dir: str) -> None:
-        log_to_file(run_dir, spec.name)
-        super().__init__(spec)
-
-    async def take_up(self, spec: EngineSpec, run_dir: str) -> None:
-        """Serve another run, which brings its weights; what it is built of stays the same."""
-        await self.start()
-        log_to_file(run_dir, spec.name)
-        await self.leave_transfer()
-        self.spec = spec
+AFFINITY_SLACK = 2
+"""Groups by which the engine that knows a prompt may be behind the least busy one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineHandle:
-    """An engine actor and what others must know of it."""
+@dataclass(kw_only=True, eq=False)
+class Seat:
+    """A live engine and the groups it works on."""
 
-    name: str
-    actor: Any
-    num_workers: int
-    """Tensor-parallel workers, each a member of the transfer group."""
-
-
-def transport_of(config: RunConfig) -> str:
-    """What `auto` stands for: gloo on CPU, ipc where learner and engine share a GPU, else nccl."""
-    cluster = config.cluster
-    if cluster.sync.transport != "auto":
-        return cluster.sync.transport
-    if cluster.device == "cpu":
-        return "gloo"
-    return "ipc" if 0 < cluster.learner.gpus_per_worker < 1 else "nccl"
-
-
-def engine_spec(config: RunConfig, name: str, model_path: str) -> EngineSpec:
-    """What an engine of the run needs to start."""
-    return EngineSpec(
-        name=name,
-        model_path=model_path,
-        dtype=config.model.dtype,
-        max_length=config.model.max_length,
-        sampling=config.data.sampling,
-        placement=config.cluster.rollout,
-        transport=transport_of(config),
-        device=config.cluster.device,
-        seed=config.data.seed,
-    )
-
-
-def start_engine(config: RunConfig, name: str, model_path: str) -> EngineHandle:
-    """Create one engine actor, which loads `model_path` with the run's settings; does not wait."""
-    spec, placement = engine_spec(config, name, model_path), config.cluster.rollout
-    engine_class: Any = ray.remote(LoggedEngine)
-    actor = engine_class.options(
-        name=name,
-        namespace=namespace(config),
-        num_cpus=placement.cpus_per_engine,
-        num_gpus=placement.gpus_per_engine,
-        runtime_env=role_env(placement.cpus_per_engine, config.cluster.device),
-    ).remote(spec, config.cluster.run_dir)
-    actor.start.remote()
-    return EngineHandle(name=name, actor=actor, num_workers=placement.tensor_parallel_size)
-
-
-def start_engines(config: RunConfig) -> list[EngineHandle]:
-    """Create all engines of a run and let them load side by side; does not wait."""
-    count = config.cluster.rollout.num_engines
-    return [start_engine(config, f"engine-{index}", config.model.path) for index in range(count)]
+    engine: EngineHandle
+    flying: set[asyncio.Task[Any]] = field(default_factory=set)
+    is_leaving: bool = False
 
 
 class Fleet:
-    """Sends prompts to engines and waits for whole groups, never without a deadline."""
+    """Sends prompts to engines and waits for whole groups, never without a deadline.
 
-    def __init__(self, engines: Sequence[EngineHandle], deadline_s: float) -> None:
-        self.engines = list(engines)
-        self.deadline_s = deadline_s
-        self._load = dict.fromkeys((engine.name for engine in engines), 0)
+    With `engines` given, nobody else will join: once all are lost, what they were asked for fails.
+    """
+
+    def __init__(self, config: RunConfig, engines: Sequence[EngineHandle] = ()) -> None:
+        placement = config.cluster.rollout
+        self.run_dir = config.cluster.run_dir
+        self.deadline_s = placement.generate_deadline_s
+        self.attempts = placement.attempts
+        # Where strings end a reply, one that spans two engines' parts would be overlooked.
+        self.continues = not config.data.sampling.stop
+        self.suspects: dict[str, str] = {}
+        """Key -> why an engine is taken for lost, until somebody replaces it."""
+        self.retries: dict[int, int] = {}
+        """Group -> how often it was asked for again."""
+        self.num_waiting = 0
+        """Groups that are asked for and not whole."""
+        self._seats: dict[str, Seat] = {}
+        self._joined = asyncio.Event()
+        self._is_fixed = bool(engines)
+        for engine in engines:
+            self.join(engine)
+
+    @property
+    def engines(self) -> list[EngineHandle]:
+        """Those that get work."""
+        return [seat.engine for seat in self._seats.values() if not seat.is_leaving]
+
+    def join(self, engine: EngineHandle) -> None:
+        """Give an engine work from now on."""
+        if engine.key not in self._seats:
+            self._seats[engine.key] = Seat(engine=engine)
+        self._joined.set()
+
+    def lost(self, key: str, reason: str) -> None:
+        """Ask others, at once, for what an engine was asked for."""
+        seat = self._seats.pop(key, None)
+        if seat is None:
+            return
+        self.suspects[key] = reason
+        logger.warning("lost %s with %d groups: %s", key, len(seat.flying), reason)
+        for call in seat.flying:
+            call.cancel()
+
+    async def release(self, key: str) -> None:
+        """Let an engine go; returns once others go on with its unfinished groups."""
+        seat = self._seats.get(key)
+        if seat is None:
+            return
+        seat.is_leaving = True
+        try:
+            await asyncio.wait_for(seat.engine.actor.hand_over.remote(), self.deadline_s)
+            if seat.flying:
+                await asyncio.wait(set(seat.flying), timeout=self.deadline_s)
+        except (RayActorError, TimeoutError, EngineDied):
+            logger.warning("%s left without handing over", key, exc_info=True)
+        for call in seat.flying:
+            call.cancel()
+        self._seats.pop(key, None)
+
+    def clear(self) -> None:
+        """Take all engines out; who waits for a reply waits for others to join."""
+        for seat in self._seats.values():
+            for call in seat.flying:
+                call.cancel()
+        self._seats.clear()
 
     async def generate(self, requests: Sequence[SampleRequest]) -> list[list[Rollout]]:
-        """One list of rollouts per request, in order; from the engine with the least to do."""
-        engine = min(self.engines, key=lambda engine: self._load[engine.name])
-        self._load[engine.name] += len(requests)
+        """One list of rollouts per request, in order.
+
+        Raises RuntimeError once a group has been asked for `cluster.rollout.attempts` times.
+        """
+        return list(await asyncio.gather(*(self._group(request) for request in requests)))
+
+    async def _group(self, request: SampleRequest) -> list[Rollout]:
+        self.num_waiting += 1
         try:
-            return await asyncio.wait_for(
-                engine.actor.generate.remote(list(requests)), self.deadline_s
-            )
-        except TimeoutError as error:
-            raise RuntimeError(
-                f"{engine.name} gave no reply to {len(requests)} prompts within "
-                f"{self.deadline_s:.0f} s (phase: sample); see logs/{engine.name}.log, or raise "
-                "cluster.rollout.generate_deadline_s"
-            ) from error
+            return await self._sampled(request)
         finally:
-            self._load[engine.name] -= len(requests)
+            self.num_waiting -= 1
+
+    async def _sampled(self, request: SampleRequest) -> list[Rollout]:
+        whole: dict[int, Rollout] = {}
+        reason, tries = "", 0
+        while tries < self.attempts:
+            seat = await self._pick(request)
+            answer = await self._ask(seat, request)
+            if isinstance(answer, str):
+                tries, reason = tries + 1, answer
+                self.retries[request.group_id] = self.retries.get(request.group_id, 0) + 1
+                continue
+            whole |= {part.sample: part for part in answer if isinstance(part, Rollout)}
+            begun = [part for part in answer if isinstance(part, Partial)]
+            if not begun:
+                return [whole[sample] for sample in sorted(whole)]
+            if self.continues:
+                request = replace(request, partials=tuple(begun))
+            else:
+                whole = {}
+        raise RuntimeError(
+            f"group {request.group_id} got no replies in {self.attempts} tries (phase: sample); "
+            f"the last: {reason}"
+        )
+
+    async def _ask(self, seat: Seat, request: SampleRequest) -> list[Rollout | Partial] | str:
+        """The engine's answer, or why there is none."""
+        engine = seat.engine
+        call = asyncio.create_task(_awaited(engine.actor.sample.remote(request)))
+        seat.flying.add(call)
+        try:
+            await asyncio.wait({call}, timeout=self.deadline_s)
+            if not call.done():
+                setting = "cluster.rollout.generate_deadline_s"
+                reason = late(engine.name, "sample", self.deadline_s, self.run_dir, setting)
+                self.lost(engine.key, reason)
+                return reason
+            if call.cancelled():
+                return self.suspects.get(engine.key, f"{engine.key} left")
+            return call.result()
+        except (RayActorError, EngineDied) as error:
+            reason = f"{engine.key}: {str(error).strip().splitlines()[-1]}"
+            self.lost(engine.key, reason)
+            return reason
+        finally:
+            seat.flying.discard(call)
+            call.cancel()
+
+    async def _pick(self, request: SampleRequest) -> Seat:
+        """The engine with the least to do, or the one that has seen this prompt if it is near."""
+        while True:
+            free = [seat for seat in self._seats.values() if not seat.is_leaving]
+            if free:
+                break
+            if self._is_fixed:
+                raise RuntimeError(f"no engine is left: {'; '.join(self.suspects.values())}")
+            self._joined.clear()
+            await self._joined.wait()
+        tokens = repr(request.prompt.tokens).encode()
+        known = free[crc32(tokens) % len(free)]
+        least = min(free, key=lambda seat: len(seat.flying))
+        return known if len(known.flying) - len(least.flying) < AFFINITY_SLACK else least
+
+
+async def _awaited(ref: Any) -> Any:
+    return await ref

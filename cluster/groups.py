@@ -98,12 +98,15 @@ def is_constant(experience: Experience, config: RunConfig) -> bool:
     return len({sum(row) if is_sum else tuple(row) for row in judged}) == 1
 
 
-def ledger_row(step: int, rollouts: Sequence[Rollout], status: str = USED) -> LedgerRow:
+def ledger_row(
+    step: int, rollouts: Sequence[Rollout], status: str = USED, *, attempts: int = 1
+) -> LedgerRow:
+    """The row of a group at a step."""
     return LedgerRow(
         group_id=rollouts[0].group_id,
         status=status,
         step=step,
-        attempts=1,
+        attempts=attempts,
         engine=rollouts[0].engine,
         oldest_version=min(rollout.oldest_version for rollout in rollouts),
         newest_version=max(rollout.newest_version for rollout in rollouts),

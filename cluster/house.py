@@ -9,6 +9,8 @@ Of a run that failed nothing is kept.
 
 import hashlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,17 @@ import ray
 
 from actors.rollout import EngineSpec
 from cluster.collector import Collector
-from cluster.fleet import EngineHandle, engine_spec, start_engine
+from cluster.engines import EngineHandle, create_engine, engine_names, engine_spec
 from cluster.references import latest_reference
 from cluster.runtime import namespace
+from cluster.supervisor import Seat, Supervisor
 from configs.schema import RunConfig
 from rl.data.stored import Item
 
 logger = logging.getLogger(__name__)
 
+REFERENCE = "engine-reference"
+"""Who samples from the reference, where a method asks for that."""
 TAKE_UP_S = 30.0
 """What a living process answers within."""
 READ_AT_START = (
@@ -36,7 +41,8 @@ READ_AT_START = (
 class House:
     """Engines and a collector for one run after the other.
 
-    >>> # engines, collector = house.open(config, items); ...; house.close()
+    >>> # with house.open(config, items) as supervisor: ...
+    >>> # house.close()
     """
 
     def __init__(self) -> None:
@@ -44,29 +50,50 @@ class House:
         """Name -> what it was built of, and the engine."""
         self._collector: Any = None
 
-    def open(self, config: RunConfig, items: list[Item]) -> tuple[list[EngineHandle], Any]:
-        """The run's engines and its collector; what is started loads side by side."""
-        paths = {
-            f"engine-{index}": config.model.path
-            for index in range(config.cluster.rollout.num_engines)
-        }
+    @contextmanager
+    def open(self, config: RunConfig, items: list[Item]) -> Iterator[Supervisor]:
+        """The run's engines and collector, watched; what is started loads side by side."""
+        paths = dict.fromkeys(engine_names(config.cluster.rollout.num_engines), config.model.path)
         if config.data.source == "policy+reference":
-            paths["engine-reference"] = latest_reference(config)
+            paths[REFERENCE] = latest_reference(config)
         for name in [name for name in self._engines if name not in paths]:
             ray.kill(self._engines.pop(name)[1].actor)
-        found = {name: self._engine(config, name, path) for name, path in paths.items()}
-        reference = found.pop("engine-reference", None)
-        engines = list(found.values())
-        return engines, self._opened(config, engines, items, reference)
+        seats = [
+            Seat(
+                name=name,
+                path=path,
+                engine=self._engine(config, name, path),
+                is_synced=name != REFERENCE,
+            )
+            for name, path in paths.items()
+        ]
+        built_of = {name: self._engines[name][0] for name in paths}
+        if self._collector is None:
+            self._collector = _start_collector(config)
+        with Supervisor(config, items, self._collector, seats) as supervisor:
+            try:
+                yield supervisor
+            finally:
+                supervisor.stop()
+                self._keep(supervisor, built_of)
+
+    def _keep(self, supervisor: Supervisor, built_of: dict[str, str]) -> None:
+        """Remember who fills the seats now; an elastic fleet's later ones end with their run."""
+        self._engines = {}
+        for engine in supervisor.engines():
+            if engine.name in built_of:
+                self._engines[engine.name] = (built_of[engine.name], engine)
+            elif ray.is_initialized():
+                ray.kill(engine.actor)
 
     def _engine(self, config: RunConfig, name: str, path: str) -> EngineHandle:
         spec = engine_spec(config, name, path)
-        built_of = _built_of(spec, is_synced=name != "engine-reference")
+        built_of = _built_of(spec, is_synced=name != REFERENCE)
         before, engine = self._engines.pop(name, ("", None))
         if engine is not None and not (before == built_of and self._taken_up(config, spec, engine)):
             ray.kill(engine.actor)
             engine = None
-        engine = engine or start_engine(config, name, path)
+        engine = engine or create_engine(config, name, path)
         self._engines[name] = (built_of, engine)
         return engine
 
@@ -79,23 +106,6 @@ class House:
             return False
         return True
 
-    def _opened(
-        self,
-        config: RunConfig,
-        engines: list[EngineHandle],
-        items: list[Item],
-        reference: EngineHandle | None,
-    ) -> Any:
-        if self._collector is not None:
-            call = self._collector.take_up.remote(config, engines, items, reference)
-            ray.get(call, timeout=TAKE_UP_S)
-            return self._collector
-        collector_class: Any = ray.remote(Collector)
-        self._collector = collector_class.options(
-            name="collector", namespace=namespace(config), num_cpus=0
-        ).remote(config, engines, items, reference)
-        return self._collector
-
     def close(self) -> None:
         """End every process."""
         actors = [engine.actor for _, engine in self._engines.values()]
@@ -104,6 +114,17 @@ class House:
         for actor in actors * ray.is_initialized():
             ray.kill(actor)
         self._engines, self._collector = {}, None
+
+
+def _start_collector(config: RunConfig) -> Any:
+    collector_class: Any = ray.remote(Collector)
+    return collector_class.options(
+        name="collector",
+        namespace=namespace(config),
+        num_cpus=0,
+        # Ray starts it anew wherever there is room; the supervisor then sets it up again.
+        max_restarts=-1,
+    ).remote()
 
 
 def _built_of(spec: EngineSpec, *, is_synced: bool) -> str:

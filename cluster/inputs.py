@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.judges.inputs import check_labels, check_one_logit, num_labels, read_layout
 from actors.reward import load_function
+from cluster.checkpoints.store import check_storage
 from configs.errors import ConfigError
 from configs.machine import COMPILER_REMEDY, available_cores, available_memory, cpp_compiler
 from configs.plan import derive
@@ -43,6 +44,7 @@ class Inputs:
 def read_inputs(config: RunConfig) -> Inputs:
     """Check and read all inputs; raises `ValueError` with one line."""
     check_models(config)
+    check_storage(config.cluster.checkpoint)
     tokenizer = load_tokenizer(config.model.path)
     train = read_rows(config, config.data.train, tokenizer)
     if config.data.validation:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.fleet import EngineHandle
 from configs.schema import RunConfig
 from rl.types import Demonstration, PreferencePair, Prompt
 
@@ -21,7 +20,6 @@ class OnlineJob:
 
     config: RunConfig
     pad_token_id: int
-    engines: list[EngineHandle]
     collector: Any
     probes: list[list[int]]
     held_out: list[Prompt]

@@ -1,31 +1,38 @@
 """What every learner rank runs under Ray Train: for experience in stream, update, publish, report.
 
-Ray Train restarts this function from the last reported checkpoint, at whatever world size is there.
+Ray Train starts this function again where a rank fails, at whatever world size is there; it goes on
+from the newest whole checkpoint, and so do all records of the run.
 """
 
+import functools
 import json
 import logging
+import math
 import os
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pyarrow as pa
-import ray
 import ray.train
 import torch
-from ray.train import Checkpoint
 from ray.train.torch import get_device
 
 from actors.learner import Learner
 from actors.policy_update import update_policy
 from actors.preference_update import update_preference
 from actors.supervised_update import objective
+from cluster.checkpoints.keeper import Checkpoints
+from cluster.deadlines import watched
+from cluster.errors import Unrecoverable
+from cluster.files import replace_text
 from cluster.jobs import OfflineJob, OnlineJob
 from cluster.ledger import write_table
+from cluster.phases import set_phase
 from cluster.publisher import Publisher
 from cluster.references import (
     latest_reference,
@@ -35,6 +42,8 @@ from cluster.references import (
     sync_interval,
 )
 from cluster.runtime import log_to_file
+from cluster.session import LiveRoster, Session
+from cluster.space import room
 from configs.schema import RunConfig
 from rl.experience import experience_table
 from rl.types import Experience, Metrics
@@ -42,8 +51,8 @@ from rl.types import Experience, Metrics
 logger = logging.getLogger(__name__)
 
 
-def _start(config: RunConfig, pad_token_id: int) -> Learner:
-    """Build this rank's learner, from the last checkpoint where there is one."""
+def _start(config: RunConfig, pad_token_id: int) -> tuple[Learner, Checkpoints]:
+    """Build this rank's learner, from the newest whole checkpoint where there is one."""
     context = ray.train.get_context()
     rank = context.get_world_rank()
     log_to_file(config.cluster.run_dir, f"learner-{rank}")
@@ -53,37 +62,45 @@ def _start(config: RunConfig, pad_token_id: int) -> Learner:
     if config.cluster.device == "cuda":
         torch.cuda.set_device(get_device())
     learner = Learner(config, pad_token_id)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder, tempfile.TemporaryDirectory() as work:
-            learner.load(Path(folder), Path(work))
-        logger.info("resumed after step %d", learner.state.version)
-    return learner
+    checkpoints = Checkpoints(config, learner)
+    logger.info("attempt %d goes on after step %d", checkpoints.attempt, learner.state.version)
+    return learner, checkpoints
 
 
+def _naming_full_disks(learn: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Whatever of a run cannot be written for want of room, the error says so."""
+
+    @functools.wraps(learn)
+    def named(job: OnlineJob | OfflineJob) -> None:
+        with room(job.config.cluster.run_dir, "the record of a step"):
+            learn(job)
+
+    return named
+
+
+@_naming_full_disks
 def learn_online(job: OnlineJob) -> None:
     """The learner of an online run."""
     config = job.config
-    learner = _start(config, job.pad_token_id)
+    learner, checkpoints = _start(config, job.pad_token_id)
     log = MetricsLog(config, learner)
-    publisher = Publisher(learner, job.engines, job.probes)
-    publisher.connect()
-    publisher.publish(learner.state.version)
-    if learner.rank == 0:
-        _answer_before(job)
-        ray.get(job.collector.begin.remote(learner.state.version))
+    session, publisher = _open_session(job, learner, checkpoints.attempt)
+    session.begin(learner.state.version)
+    _answer(job, session, "before")
     for step in range(learner.state.version + 1, config.algorithm.num_steps + 1):
         started = time.monotonic()
-        experiences, timing = _take(job, step, learner)
+        set_phase(config.cluster.run_dir, f"learner-{learner.rank}", "take")
+        experiences, timing = session.take(step)
         taken = time.monotonic()
-        metrics, table = update(learner, step, experiences)
+        with phase(learner, "update"):
+            metrics, table = update(learner, step, experiences)
         trained = time.monotonic()
-        if step % sync_interval(config) == 0 or step == config.algorithm.num_steps:
-            metrics |= publisher.publish(step)
-        if reference_moves(config, step):
-            _move_reference(learner, job, step)
-        if learner.rank == 0:
-            ray.get(job.collector.advance.remote(step))
+        with phase(learner, "sync"):
+            if step % sync_interval(config) == 0 or step == config.algorithm.num_steps:
+                metrics |= publisher.publish(step)
+            if reference_moves(config, step):
+                _move_reference(learner, job, session, step)
+        session.advance(step)
         write_table(
             table,
             Path(config.cluster.run_dir)
@@ -93,9 +110,54 @@ def learn_online(job: OnlineJob) -> None:
         )
         metrics |= timing | {"time/wait": taken - started, "time/train": trained - taken}
         metrics |= _staleness(learner, experiences, step)
-        log.write(step, metrics, started)
-        _checkpoint(learner, config, step)
-    learner.export(Path(config.cluster.run_dir) / "policy")
+        with phase(learner, "checkpoint"):
+            metrics |= checkpoints.copy(step)
+            log.write(step, metrics, started)
+            checkpoints.upload()
+    set_phase(config.cluster.run_dir, f"learner-{learner.rank}", "answer")
+    _answer(job, session, "after")
+    _finish(learner, checkpoints)
+
+
+def _finish(learner: Learner, checkpoints: Checkpoints) -> None:
+    """Export the policy and see the last checkpoint on record."""
+    with phase(learner, "checkpoint"):
+        learner.export(Path(learner.config.cluster.run_dir) / "policy")
+        checkpoints.close()
+
+
+@contextmanager
+def phase(learner: Learner, name: str) -> Iterator[None]:
+    """Say what this rank does, and end the process where it never comes out of it."""
+    settings = learner.config.cluster
+    set_phase(settings.run_dir, f"learner-{learner.rank}", name)
+    with watched(settings.learner.phase_deadline_s, f"{name} of learner-{learner.rank}"):
+        yield
+
+
+def _open_session(job: OnlineJob, learner: Learner, attempt: int) -> tuple[Session, Publisher]:
+    """This attempt's line to the collector, and its way to send weights."""
+    config = job.config
+
+    def sync_newcomers() -> None:
+        with phase(learner, "sync"):
+            publisher.publish(learner.state.version, joining=True)
+
+    session = Session(
+        config, job.collector, attempt, learner.rank, learner.world_size, sync_newcomers
+    )
+    publisher = Publisher(learner, LiveRoster(session.client), job.probes, attempt)
+    return session, publisher
+
+
+def _answer(job: OnlineJob, session: Session, name: str) -> None:
+    """Let the policy answer the held-out prompts, `before` it learns only once; a collective."""
+    path = Path(job.config.cluster.run_dir) / f"{name}.json"
+    if name == "before" and session.is_written(path):
+        return
+    replies = session.answers(name, job.held_out)
+    if replies is not None:
+        replace_text(path, json.dumps([asdict(reply) for reply in replies]))
 
 
 def update(
@@ -109,13 +171,24 @@ def update(
         metrics, batch, targets = update_policy(learner, experiences)
         old_logprobs, advantages = targets.old_logprobs, targets.advantages
         scores = targets.scores
+    _check_finite(metrics, step)
     table = experience_table(
         step, experiences, batch, old_logprobs=old_logprobs, advantages=advantages, scores=scores
     )
     return metrics, table
 
 
-def _move_reference(learner: Learner, job: OnlineJob, step: int) -> None:
+def _check_finite(metrics: Metrics, step: int) -> None:
+    """Raise Unrecoverable where a loss is no number any more."""
+    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if losses := [name for name in wrong if name.startswith("loss/")]:
+        raise Unrecoverable(
+            f"{losses[0]} is {metrics[losses[0]]} at step {step}: the run would learn nothing "
+            "more; lower algorithm.optimizer.learning_rate, then go on with --resume"
+        )
+
+
+def _move_reference(learner: Learner, job: OnlineJob, session: Session, step: int) -> None:
     """Make a new reference of the policy, and start the optimizer anew where an iteration ends."""
     config = job.config
     exported = reference_folder(config, step)
@@ -123,25 +196,9 @@ def _move_reference(learner: Learner, job: OnlineJob, step: int) -> None:
     if learner.rank == 0:
         if config.model.reference_update == "ema":
             mix_folders(exported, latest_reference(config, step - 1), config.model.reference_decay)
-        ray.get(job.collector.move_reference.remote(str(exported)))
+        session.move_reference(str(exported))
     if config.model.reference_update == "reset":
         learner.forget_moments()
-
-
-def _answer_before(job: OnlineJob) -> None:
-    """Let the policy answer the held-out prompts before it learns anything; once in a run."""
-    path = Path(job.config.cluster.run_dir) / "before.json"
-    if path.exists():
-        return
-    deadline_s = job.config.cluster.rollout.generate_deadline_s
-    replies = ray.get(job.collector.evaluate.remote(job.held_out), timeout=deadline_s)
-    path.write_text(json.dumps([asdict(reply) for reply in replies]))
-
-
-def _take(job: OnlineJob, step: int, learner: Learner) -> tuple[list[Experience], Metrics]:
-    """This rank's share of a step's groups; waits as long as sampling takes."""
-    refs, timing = ray.get(job.collector.take.remote(step, learner.rank, learner.world_size))
-    return ray.get(refs), timing
 
 
 def _staleness(learner: Learner, experiences: Sequence[Experience], step: int) -> Metrics:
@@ -159,10 +216,11 @@ def _staleness(learner: Learner, experiences: Sequence[Experience], step: int) -
     }
 
 
+@_naming_full_disks
 def learn_offline(job: OfflineJob) -> None:
     """The learner of SFT and reward-model training."""
     config = job.config
-    learner = _start(config, job.pad_token_id)
+    learner, checkpoints = _start(config, job.pad_token_id)
     log = MetricsLog(config, learner)
     task = objective(learner)
     held_out = job.validation[learner.rank :: learner.world_size] or job.validation[:1]
@@ -171,17 +229,21 @@ def learn_offline(job: OfflineJob) -> None:
     for step in range(learner.state.version + 1, num_steps + 1):
         started = time.monotonic()
         rows = offline_rows(config, step, len(job.train))[learner.rank :: learner.world_size]
-        metrics = task.train([job.train[row] for row in rows])
-        if step == 1 or step % config.algorithm.validation_interval == 0 or step == num_steps:
-            metrics |= task.validate(held_out)
+        with phase(learner, "update"):
+            metrics = task.train([job.train[row] for row in rows])
+            if step == 1 or step % config.algorithm.validation_interval == 0 or step == num_steps:
+                metrics |= task.validate(held_out)
+        _check_finite(metrics, step)
         metrics["time/train"] = time.monotonic() - started
-        log.write(step, metrics, started)
-        _checkpoint(learner, config, step)
+        with phase(learner, "checkpoint"):
+            metrics |= checkpoints.copy(step)
+            log.write(step, metrics, started)
+            checkpoints.upload()
     bias = metrics.get("validation/chosen_score")
     if bias is not None:
         # Rewards start near 0 under the policy that wrote the better replies (arXiv 2403.17031).
         learner.set_reward_bias(bias)
-    learner.export(Path(config.cluster.run_dir) / "policy")
+    _finish(learner, checkpoints)
 
 
 def offline_rows(config: RunConfig, step: int, num_rows: int) -> list[int]:
@@ -197,19 +259,6 @@ def offline_rows(config: RunConfig, step: int, num_rows: int) -> list[int]:
         rows += part
         position += len(part)
     return rows
-
-
-def _checkpoint(learner: Learner, config: RunConfig, step: int) -> None:
-    """Report a checkpoint through Ray Train every so many steps and at the end; a barrier."""
-    interval = config.cluster.checkpoint.interval
-    if step % interval and step != config.algorithm.num_steps:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        learner.save(Path(folder))
-        ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(folder))
-    # `report` returns before the checkpoint is on record: a driver that died now would resume from
-    # the one before. Nothing more is learned until it is.
-    ray.train.get_all_reported_checkpoints()
 
 
 class MetricsLog:
@@ -230,7 +279,7 @@ class MetricsLog:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         self.previous_s = json.loads(kept[-1])["time_s"] if kept else 0.0
-        self.path.write_text("".join(f"{line}\n" for line in kept))
+        replace_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, step: int, metrics: Metrics, step_started: float) -> None:
         """Append a step; adds the clock, the idle share and the speed."""
@@ -240,7 +289,7 @@ class MetricsLog:
         metrics["time/step"] = now - step_started
         metrics["tokens_per_s"] = metrics["num_tokens"] / metrics["time/step"]
         if self.is_synchronous and "time/sample" in metrics:
-            phases = ("time/sample", "time/score", "time/train", "time/sync")
+            phases = ("time/sample", "time/score", "time/train", "time/sync", "time/checkpoint")
             metrics["time/idle"] = max(
                 0.0, metrics["time/step"] - sum(metrics.get(p, 0.0) for p in phases)
             )

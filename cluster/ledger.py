@@ -14,6 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.space import room
+
 SCHEMA = pa.schema(
     [
         ("group_id", pa.int64()),
@@ -50,11 +52,16 @@ class LedgerRow:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a Parquet file that is either whole or not there; raises StorageFull."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, partial)
-    partial.replace(path)
+    with room(path.parent, path.name):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, partial)
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 class Ledger:

@@ -6,22 +6,22 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from cluster.evaluation import JudgedReply, means, standard_errors, with_total
-from cluster.fleet import EngineHandle
 from cluster.house import House
 from cluster.inputs import Inputs
 from cluster.jobs import OfflineJob, OnlineJob, offline, online
 from cluster.progress import RunProgress
 from cluster.report import write_report
 from cluster.run_record import read_run
-from cluster.runtime import keep_worker_logs
+from cluster.runtime import keep_worker_logs, worker_log_sizes
+from cluster.supervisor import Supervisor
 from cluster.training import fit, trainer
 from configs.schema import OFFLINE, RunConfig
 from rl.data.stored import prompt_of
@@ -60,11 +60,11 @@ def run(
 
 @contextmanager
 def _worker_logs(config: RunConfig) -> Iterator[None]:
-    started = time.time()
+    before = worker_log_sizes()
     try:
         yield
     finally:
-        keep_worker_logs(config.cluster.run_dir, started)
+        keep_worker_logs(config.cluster.run_dir, before)
 
 
 def _offline(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[str, Any]:
@@ -92,8 +92,8 @@ def _online(
         f"{len(config.feedback.rewards)} rewards, the reference"
     )
     try:
-        engines, collector = house.open(config, inputs.train)
-        return _learned(config, inputs, progress, engines, collector)
+        with house.open(config, inputs.train) as supervisor:
+            return _learned(config, inputs, progress, supervisor)
     except BaseException:
         house.close()
         raise
@@ -103,18 +103,15 @@ def _learned(
     config: RunConfig,
     inputs: Inputs,
     progress: RunProgress,
-    engines: list[EngineHandle],
-    collector: Any,
+    supervisor: Supervisor,
 ) -> dict[str, Any]:
-    """Train to the end, then answer the held-out prompts once more; facts for the summary."""
+    """Train to the end; facts for the summary."""
     cluster = config.cluster
-    collector.ready.remote()  # judges load while the engines do
     held_out = held_out_prompts(config, inputs)
     job = OnlineJob(
         config=config,
         pad_token_id=inputs.pad_token_id,
-        engines=engines,
-        collector=collector,
+        collector=supervisor.collector,
         held_out=held_out,
         probes=probe_sequences(
             [prompt_of(item).tokens for item in inputs.train],
@@ -122,14 +119,15 @@ def _learned(
             config.model.max_length,
         ),
     )
-    fit(config, trainer(config, online, job), progress)
-    progress.status("answering held-out prompts with the new policy")
-    after: Any = ray.get(
-        collector.evaluate.remote(held_out), timeout=cluster.rollout.generate_deadline_s
-    )
-    stats: Any = ray.get(collector.stats.remote())
-    (Path(cluster.run_dir) / "after.json").write_text(json.dumps([asdict(r) for r in after]))
-    return stats | _before_and_after(config, after)
+    fit(config, trainer(config, online, job), progress, supervisor.failure)
+    return _retries(supervisor) | {"restarts": supervisor.restarts} | _before_and_after(config)
+
+
+def _retries(supervisor: Supervisor) -> dict[str, int]:
+    try:
+        return ray.get(supervisor.collector.stats.remote(), timeout=30)
+    except (RayActorError, GetTimeoutError, RayTaskError):
+        return {"retries": 0}  # it was started anew after the last step, and counts from 0
 
 
 def held_out_prompts(config: RunConfig, inputs: Inputs) -> list[Prompt]:
@@ -148,12 +146,12 @@ def probe_sequences(
     return [list(tokens)[: max_length - 1] for tokens in chosen]
 
 
-def _before_and_after(config: RunConfig, after: list[JudgedReply]) -> dict[str, Any]:
-    """Means and a few replies side by side; `before.json` was written when the run began."""
-    before = [
-        JudgedReply(**row)
-        for row in json.loads((Path(config.cluster.run_dir) / "before.json").read_text())
-    ]
+def _before_and_after(config: RunConfig) -> dict[str, Any]:
+    """Means and a few replies side by side, from what the learner wrote at start and end."""
+    before, after = (
+        [JudgedReply(**row) for row in json.loads(file.read_text())]
+        for file in (Path(config.cluster.run_dir) / name for name in ("before.json", "after.json"))
+    )
     before, after = with_total(before, config.feedback), with_total(after, config.feedback)
     return {
         "held_out_prompts": len(after),

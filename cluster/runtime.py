@@ -2,9 +2,10 @@
 
 import logging
 import math
+import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,7 @@ def log_to_file(run_dir: str, role: str) -> None:
         other.close()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    logging.getLogger(__name__).info("%s is process %d", role, os.getpid())
 
 
 def free_port() -> int:
@@ -126,20 +128,31 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def keep_worker_logs(run_dir: str, since: float = 0.0) -> None:
+def worker_log_sizes() -> dict[str, int]:
+    """Name -> bytes that the workers of this Ray have printed; only on the head's own machine."""
+    return {file.name: file.stat().st_size for file in _worker_logs()}
+
+
+def keep_worker_logs(run_dir: str, before: Mapping[str, int] | None = None) -> None:
     """Copy what the workers printed into the run folder; only on the head's own machine.
 
-    Files that nobody wrote to after `since` (seconds of the clock) are of earlier runs.
+    Files as long as they were `before` are of earlier runs. Not told by their times: clocks jump.
+    A disk without room for them keeps none.
     """
+    target = Path(run_dir) / "logs" / "ray"
+    try:
+        for file in _worker_logs():
+            if file.stat().st_size > (before or {}).get(file.name, 0):
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, target)
+    except OSError as error:
+        logger.warning("%s: what workers printed is not kept: %s", target, error)
+
+
+def _worker_logs() -> list[Path]:
     from ray._private.worker import _global_node as node  # Ray has no public way to this folder
 
-    if node is None:
-        return
-    target = Path(run_dir) / "logs" / "ray"
-    target.mkdir(parents=True, exist_ok=True)
-    for file in Path(node.get_logs_dir_path()).glob("worker-*"):
-        if file.stat().st_size and file.stat().st_mtime >= since:
-            shutil.copy2(file, target)
+    return sorted(Path(node.get_logs_dir_path()).glob("worker-*")) if node is not None else []
 
 
 def root_cause(error: BaseException) -> str:

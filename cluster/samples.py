@@ -17,8 +17,9 @@ import pyarrow as pa
 import ray
 
 from actors.rollout import SampleRequest
+from cluster.engines import EngineHandle, start_engines
 from cluster.evaluation import JudgedReply, judged_replies, judges_alone, with_total
-from cluster.fleet import EngineHandle, Fleet, start_engines
+from cluster.fleet import Fleet
 from cluster.groups import sample_seed
 from cluster.inputs import check_judges, check_models
 from cluster.ledger import write_table
@@ -142,7 +143,7 @@ async def _judged(
     rollout = config.cluster.rollout
     kinds = {name: reward.kind for name, reward in config.feedback.rewards.items()}
     judges = {n: g for n, g in reward_groups(config).items() if judges_alone(kinds[n])}
-    fleet = Fleet(engines, rollout.generate_deadline_s)
+    fleet = Fleet(samples.config, engines)
     waiting = asyncio.Semaphore(2 * len(engines))  # one chunk is judged while another is sampled
     done = 0
 

@@ -100,16 +100,15 @@ class ScoringGroup:
         deadline_s: float,
         attempts: int,
         start_deadline_s: float,
+        run_dir: str,
         built_of: str = "",
-        run_dir: str | None = None,
         check: Check | None = None,
-        role: Literal["reward", "reference"] = "reward",
     ) -> None:
-        """`check` raises `ValueError` for an answer that cannot be used; failures become events of
-        `run_dir`, `ROLE_failed` or `ROLE_replaced`.
+        """`check` raises `ValueError` for an answer that cannot be used. Failures become events of
+        `run_dir`: judge_failed, or judge_replaced.
         """
         self.name = name
-        self.run_dir, self.check, self.role = run_dir, check, role
+        self.run_dir, self.check = run_dir, check
         self.spawn = spawn
         self.built_of = built_of
         """What its workers were started with; groups of one such text answer alike. Empty: unlike
@@ -166,9 +165,9 @@ class ScoringGroup:
         reason, cause = "", None
         async with self._turn:
             for attempt in range(1, self.attempts + 1):
-                await self.ready()
                 gone = False
                 try:
+                    await self._loaded()
                     return await self._call(rollouts)
                 except (GetTimeoutError, TimeoutError) as error:
                     reason, cause, gone = self._late(), error, True
@@ -185,17 +184,23 @@ class ScoringGroup:
             f"{self.name} failed {self.attempts} times (phase: score); last: {reason}"
         ) from cause
 
+    async def _loaded(self) -> None:
+        """As `ready`; what a worker says that cannot load is no failed score, but ends the run."""
+        try:
+            await self.ready()
+        except RayTaskError as error:
+            raise RuntimeError(f"{self.name} did not load: {error.cause}") from error
+
     def _late(self) -> str:
         return f"no answer within {self.deadline_s:.0f} s (feedback.deadline_s)"
 
     def _note(
-        self, attempt: int, reason: str, what: Literal["failed", "replaced"] = "failed"
+        self, attempt: int, reason: str, kind: Literal["failed", "replaced"] = "failed"
     ) -> None:
         """Count and tell of a call that has to be made again."""
         self.retries += 1
         logger.warning("%s failed (try %d): %s", self.name, attempt, reason)
-        if self.run_dir is not None:
-            record(self.run_dir, f"{self.role}_{what}", peer=self.name, reason=reason[:300])
+        record(self.run_dir, f"judge_{kind}", judge=self.name, reason=reason[:300])
 
     async def _call(self, rollouts: Sequence[Rollout]) -> list[Any]:
         shares = np.array_split(np.arange(len(rollouts)), len(self.workers))
@@ -315,7 +320,6 @@ def reference_group(config: RunConfig, path: str) -> ScoringGroup:
         attempts=config.feedback.attempts,
         start_deadline_s=config.cluster.reference.start_deadline_s,
         run_dir=config.cluster.run_dir,
-        role="reference",
         built_of=repr(
             (
                 frozen_specs(config, "policy", path, config.cluster.reference.num_workers),

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from cluster.checkpoints.store import store_of
+from cluster.elastic import Trainer, final_cause
 from cluster.progress import RunProgress
 from cluster.runtime import role_env
 from configs.schema import RunConfig as Config
@@ -17,27 +19,33 @@ from rl.types import Metrics
 
 
 def trainer(config: Config, function: Callable[[dict[str, Any]], None], job: Any) -> TorchTrainer:
-    """A Ray Train worker group whose checkpoints land in the run folder.
+    """A Ray Train worker group, which goes on from the run's newest checkpoint.
 
-    A trainer of the same folder goes on from the last checkpoint there.
+    Ray Train itself is told of no checkpoint: the ranks find theirs in the store.
     """
     placement, cluster = config.cluster.learner, config.cluster
+    store_of(config)  # where that is, is noted before any rank asks
     resources = {"CPU": placement.cpus_per_worker}
     if placement.gpus_per_worker:
         resources["GPU"] = placement.gpus_per_worker
-    return TorchTrainer(
+    num_workers: Any = placement.num_workers
+    if placement.min_workers is not None:
+        num_workers = (placement.min_workers, placement.num_workers)
+    return Trainer(
+        cluster.run_dir,
         function,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=placement.num_workers,
+            num_workers=num_workers,
+            elastic_resize_monitor_interval_s=placement.resize_interval_s,
+            label_selector=placement.labels or None,
             use_gpu=placement.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
             storage_path=str(Path(cluster.run_dir).resolve()),
-            name="checkpoints",
+            name="ray_train",
             failure_config=FailureConfig(max_failures=placement.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=cluster.checkpoint.keep),
             worker_runtime_env=role_env(placement.cpus_per_worker, cluster.device),
         ),
     )
@@ -63,8 +71,16 @@ class MetricsTail:
         return [json.loads(line) for line in whole.splitlines()]
 
 
-def fit(config: Config, made: TorchTrainer, progress: RunProgress) -> None:
-    """Run until the learner has finished; raises its error, or RuntimeError on long silence."""
+def fit(
+    config: Config,
+    made: TorchTrainer,
+    progress: RunProgress,
+    failure: Callable[[], BaseException | None] = lambda: None,
+) -> None:
+    """Run until the learner has finished; raises its error, or RuntimeError on long silence.
+
+    What `failure` returns, asked again and again, ends the run as well.
+    """
     errors: list[BaseException] = []
 
     def target() -> None:
@@ -81,6 +97,8 @@ def fit(config: Config, made: TorchTrainer, progress: RunProgress) -> None:
         for metrics in tail.read():
             heard = time.monotonic()
             progress.update(metrics)
+        if (error := failure()) is not None:
+            raise error
         if time.monotonic() - heard > config.cluster.learner_deadline_s:
             raise RuntimeError(
                 f"the learner was silent for {config.cluster.learner_deadline_s:.0f} s (phase: "
@@ -89,4 +107,4 @@ def fit(config: Config, made: TorchTrainer, progress: RunProgress) -> None:
     for metrics in tail.read():
         progress.update(metrics)
     if errors:
-        raise errors[0]
+        raise final_cause(errors[0]) or errors[0]

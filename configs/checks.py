@@ -6,6 +6,7 @@ A rule returns one line, or None where it is kept. `violations` asks them all.
 from collections.abc import Callable
 
 from configs import feedback_checks as feedback
+from configs import fleet_checks as fleet
 from configs.preference_checks import PREFERENCE, is_preference
 from configs.schema import GROUPED, OFFLINE, RunConfig
 
@@ -49,6 +50,16 @@ def _enough_for_each_rank(config: RunConfig) -> str | None:
     return (
         f"data.prompts_per_step={config.data.prompts_per_step} leaves ranks without work: at least "
         f"{ranks * parts} (cluster.learner.num_workers x algorithm.num_minibatches)"
+    )
+
+
+def _fewest_ranks(config: RunConfig) -> str | None:
+    learner = config.cluster.learner
+    if learner.min_workers is None or learner.min_workers <= learner.num_workers:
+        return None
+    return (
+        f"cluster.learner.min_workers={learner.min_workers} is more than cluster.learner."
+        f"num_workers={learner.num_workers}, the most there may be: lower it"
     )
 
 
@@ -361,7 +372,9 @@ def _offload(config: RunConfig) -> str | None:
 _ALWAYS: tuple[Rule, ...] = (
     _minibatches,
     _enough_for_each_rank,
+    _fewest_ranks,
     _micro_batch,
+    fleet.learner_sizes,
     *feedback.ALWAYS,
     _correction_bounds,
     _kl_target,
@@ -372,6 +385,8 @@ _ALWAYS: tuple[Rule, ...] = (
 _OFFLINE: tuple[Rule, ...] = (_offline_is_plain, _prompt_fits)
 _SAMPLED: tuple[Rule, ...] = (
     _reply_fits,
+    fleet.lateness,
+    fleet.fleet_sizes,
     feedback.rewards_needed,
     feedback.something_to_compare,
     feedback.selection,

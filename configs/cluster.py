@@ -25,8 +25,12 @@ class LearnerPlacement(Section):
     """Seconds between two looks whether the worker group could grow."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Ray node labels where learners may live, such as {role: learner}."""
-    max_failures: NonNegative = 0
-    """Restarts of the worker group, from its last checkpoint, before the run fails."""
+    max_failures: NonNegative = 8
+    """Restarts of the worker group in a row, without a new checkpoint in between, before the run
+    fails. What another try would meet again, such as a full disk or a loss that is NaN, ends the
+    run at once."""
+    phase_deadline_s: PositiveFloat = 1800.0
+    """A rank whose update, sync or checkpoint takes longer is stuck, and ends itself."""
 
 
 class RolloutPlacement(Section):
@@ -51,6 +55,8 @@ class RolloutPlacement(Section):
     """Prompt groups waiting for one engine above which an elastic fleet asks for another."""
     idle_s: PositiveFloat = 30.0
     """Seconds with too little to do after which an elastic fleet lets an engine go."""
+    release_s: PositiveFloat = 60.0
+    """What an engine that leaves may take to hand over what it has begun."""
     check_interval_s: PositiveFloat = 2.0
     """Seconds between two looks at every engine: each generates one token."""
     check_deadline_s: PositiveFloat = 9.0
@@ -90,11 +96,21 @@ class SyncConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Resumable state of the learner, written through `ray.train.report`."""
+    """Resumable state of the learner."""
 
     interval: Positive = 20
-    """Learner steps between checkpoints; also the most that a crash can cost."""
+    """Learner steps between checkpoints. A crash costs no more, but for steps that were taken while
+    the last checkpoint was being uploaded."""
     keep: Positive = 2
+    """Whole checkpoints to keep; storage holds one more while the next one is written."""
+    storage: str | None = None
+    """Folder that all nodes share, or a URL for fsspec such as s3://bucket/folder; where empty,
+    `checkpoints` in the run folder."""
+    scratch: str | None = None
+    """Folder on each node for a copy of its ranks' state; where empty, the system's for temporary
+    files."""
+    asynchronous: bool = True
+    """Upload while training goes on; otherwise wait for it."""
 
 
 class ClusterConfig(Section):

@@ -30,10 +30,18 @@ def absolute_paths(config: RunConfig) -> RunConfig:
             "data": config.data.model_copy(update=_absolute(config.data, "train", "validation")),
             "feedback": config.feedback.model_copy(update={"rewards": rewards}),
             "cluster": config.cluster.model_copy(
-                update=_absolute(config.cluster, "run_dir") | {"reward_service": service}
+                update=_absolute(config.cluster, "run_dir")
+                | {"checkpoint": config.cluster.checkpoint.model_copy(update=_checkpoint(config))}
+                | {"reward_service": service}
             ),
         }
     )
+
+
+def _checkpoint(config: RunConfig) -> dict[str, Any]:
+    settings = config.cluster.checkpoint
+    is_url = "://" in (settings.storage or "")
+    return _absolute(settings, "scratch", *() if is_url else ("storage",))
 
 
 def _absolute(section: Any, *names: str) -> dict[str, Any]:

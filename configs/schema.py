@@ -425,6 +425,9 @@ class AlgorithmConfig(Section):
     """Of the reward model's pair labels."""
     max_staleness: NonNegative = 0
     """Learner versions between sampling and use; 0 is synchronous training."""
+    max_lateness: NonNegative = 0
+    """Steps by which groups with long replies may be later than those they were leased with: a step
+    takes the oldest groups that are whole. Less than `max_staleness`, which holds all the same."""
     validation_interval: Positive = 50
     """Learner steps of SFT and reward-model training between looks at held-out rows."""
     tokens_per_micro_batch: Positive = 8192

@@ -18,6 +18,7 @@ import psutil
 import ray
 
 from cluster.runtime import runtime_env
+from tests.bench.checkpoint import checkpoint
 from tests.bench.learning import learning
 from tests.bench.overhead import overhead
 from tests.bench.rollout import rollout
@@ -26,6 +27,7 @@ from tests.bench.sync import sync
 BENCHMARKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "rollout": rollout,
     "sync": sync,
+    "checkpoint": checkpoint,
     "overhead": overhead,
     "learning": learning,
 }

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from actors.rollout import EngineSpec, SampleRequest
-from cluster.fleet import LoggedEngine
+from cluster.engines import LoggedEngine
 from cluster.runtime import role_env
 from configs.cluster import RolloutPlacement
 from configs.schema import SamplingConfig

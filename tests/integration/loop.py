@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.fleet import EngineHandle, start_engines
+from cluster.engines import EngineHandle, start_engines
 from cluster.runtime import free_port, role_env
 from configs.load import load_config
 from configs.schema import RunConfig
@@ -67,11 +67,10 @@ class PlainLearner:
         self.learner = Learner(config, pad_token_id=0)
 
     def connect(self, engines: list[EngineHandle], probes: list[list[int]]) -> None:
-        """Form the transfer group."""
-        from cluster.publisher import Publisher
+        """Get ready to send weights to these engines."""
+        from cluster.publisher import FixedRoster, Publisher
 
-        self.publisher = Publisher(self.learner, engines, probes)
-        self.publisher.connect()
+        self.publisher = Publisher(self.learner, FixedRoster(engines), probes)
 
     def publish(self, version: int) -> Metrics:
         """Send the weights and probe."""

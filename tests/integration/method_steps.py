@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from cluster.fleet import EngineHandle
+from cluster.engines import EngineHandle
 from cluster.runtime import free_port, role_env
 from configs.schema import RunConfig
 from rl.types import Experience, Metrics
@@ -33,10 +33,9 @@ class MethodLearner:
         dist.init_process_group("gloo")
         self.engines = engines
         self._build(config)
-        from cluster.publisher import Publisher
+        from cluster.publisher import FixedRoster, Publisher
 
-        self.publisher = Publisher(self.learner, engines, [[7, 8, 9]])
-        self.publisher.connect()
+        self.publisher = Publisher(self.learner, FixedRoster(engines), [[7, 8, 9]])
 
     def _build(self, config: RunConfig) -> None:
         import torch
@@ -48,11 +47,8 @@ class MethodLearner:
 
     def take_up(self, config: RunConfig) -> float:
         """Start `config` with the first weights, on learner and engines; the probe's gap."""
-        from actors.weight_sync import ZeroSource
-
         self._build(config)
-        self.publisher.learner = self.learner
-        self.publisher.source = self.publisher.sender.source = ZeroSource(self.learner)
+        self.publisher.follow(self.learner)
         return self.publisher.publish(0)["probe/gap"]
 
     def publish(self, version: int) -> Metrics:

@@ -8,6 +8,7 @@ process stays light. Results travel by pickle: numbers, strings and numpy arrays
 """
 
 import contextlib
+import json
 import multiprocessing as mp
 import os
 import socket
@@ -153,12 +154,18 @@ def _serve(
             pipe.send(answer)
 
 
+def read_steps(run_dir: Path) -> list[int]:
+    """Steps in metrics.jsonl, in the order of its lines; a line being written is left out."""
+    file = run_dir / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+
+
 def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
     """Until the run's learner has finished `step`; fails once `process` ends before."""
-    metrics = run_dir / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= step:
+        if len(read_steps(run_dir)) >= step:
             return
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.collector import Collector, Judges
-from cluster.fleet import EngineHandle, start_engine, start_engines
+from cluster.engines import EngineHandle, start_engine, start_engines
+from cluster.fleet import Fleet
 from cluster.inputs import read_rows
+from cluster.judges import Judges
 from cluster.references import has_reference, reference_moves, sync_interval
 from cluster.scoring import ScoringGroup, reference_group, reward_groups
+from cluster.walk import Walk
 from configs.load import load_config
 from configs.methods import METHODS
 from configs.schema import RunConfig
@@ -173,19 +175,20 @@ async def steps(house: House, config: RunConfig) -> tuple[list[dict], list[Exper
         reference = reference_group(config, config.model.path)
     extra = tuple(reference_group(config, path) for path in config.model.extra_references)
     tokenizer = load_tokenizer(config.model.path)
-    collector = Collector(
+    other = house.engine_of_reference(config)
+    walk = Walk(
         config,
-        house.engines,
         read_rows(config, config.data.train, tokenizer),
-        house.engine_of_reference(config),
-        judges=Judges(rewards=rewards, reference=reference, extra_references=extra),
+        Judges(rewards=rewards, reference=reference, extra_references=extra),
+        Fleet(config, house.engines),
+        Fleet(config, [other]) if other else None,
     )
     found = []
     try:
-        await collector.begin(0)
+        await walk.begin(0)
         experiences: list[Experience] = []
         for step in range(1, STEPS + 1):
-            refs, _ = await collector.take(step, 0, 1)
+            refs, _, _ = await walk.take(step, 0, 1)
             experiences = await asyncio.gather(*refs)
             metrics, num_rows = await house.learner.update.remote(step, experiences)
             assert num_rows == sum(len(group.rollouts) for group in experiences)
@@ -194,8 +197,8 @@ async def steps(house: House, config: RunConfig) -> tuple[list[dict], list[Exper
             if reference_moves(config, step):
                 folder = str(Path(config.cluster.run_dir) / "references" / f"step={step:06d}")
                 await house.learner.export.remote(folder)
-                await collector.move_reference(folder)
-            await collector.advance(step)
+                await walk.move_reference(folder)
+            await walk.advance(step)
             found.append(metrics)
         return found, experiences
     finally:

@@ -1,4 +1,4 @@
-"""The reward service on real Ray Serve: scores over HTTP, a full queue, a replica that is killed."""
+"""The reward service on real Ray Serve: scores over HTTP, a full queue, a killed replica."""
 
 import asyncio
 import json

@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from actors.rollout import SampleRequest
-from cluster.fleet import start_engines
+from cluster.engines import start_engines
 from rl.types import Prompt
 from tests.integration.loop import start_loop, stop, tiny_run
 

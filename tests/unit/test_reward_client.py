@@ -100,7 +100,7 @@ def test_a_lie_is_told_by_name_asked_again_and_never_a_score(
         config = asking(tmp_path, url, attempts=2)
         assert judged(config, "a", "b") == ((2.0, 2.0), 1)
     events = read_events(tmp_path / "run")
-    assert [event["kind"] for event in events] == ["reward_failed"]
+    assert [event["kind"] for event in events] == ["judge_failed"]
     assert message in events[0]["reason"]
     with service(told, lambda *_: lie) as (url, _):
         with pytest.raises(RuntimeError, match=r"failed 2 times \(phase: score\)") as failure:

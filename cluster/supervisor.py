@@ -1,0 +1,341 @@
+"""Watches the engines and the collector of a run, replaces what fails, and sizes the fleet.
+
+A thread of the driver looks at everything every `cluster.rollout.check_interval_s`:
+
+    starting ─ loaded ─▶ joining ─ synced by the learner ─▶ live ─ released ─▶ gone
+        └────────────── dead, stuck, suspected ───────────────┴──▶ killed; its seat is filled anew
+
+It only decides who is there. Work is routed by the collector, weights are sent by the learner, and
+each of them works on while the supervisor is busy or gone.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from cluster.collector import Status
+from cluster.engines import EngineHandle, create_engine, engine_names
+from cluster.events import record
+from cluster.scaling import Sizing
+from configs.schema import RunConfig
+from rl.data.stored import Item
+
+logger = logging.getLogger(__name__)
+
+START_TRIES = 3
+"""Failed starts in a row after which a seat is given up, and the run with it."""
+QUICK_S = 15.0
+"""What the collector answers a look within."""
+SET_UP_S = 120.0
+
+
+@dataclass(kw_only=True, eq=False)
+class Seat:
+    """A place of the fleet and who fills it."""
+
+    name: str
+    path: str
+    """Model folder that it is started from."""
+    engine: EngineHandle
+    is_synced: bool = True
+    """Whether it gets the learner's weights; not so the one that samples from the reference."""
+    started: Any = None
+    """The call that ends once it has loaded."""
+    placed: Any = None
+    """The call that ends once Ray has found room for it."""
+    placed_at: float | None = None
+    since: float = 0.0
+    """When it was created, in seconds of the monotonic clock."""
+    is_loaded: bool = False
+    is_live: bool = False
+    check: Any = None
+    checked_at: float = 0.0
+    failed_starts: int = 0
+    replaces: str = ""
+    """Key of who was lost here before."""
+    lost_at: float = 0.0
+
+
+class Supervisor:
+    """Keeps a run's engines and collector going from `start` to `stop`.
+
+    >>> # with house.open(config, items) as supervisor: fit(..., supervisor.failure)
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        items: list[Item],
+        collector: Any,
+        seats: list[Seat],
+        create: Callable[[RunConfig, str, str, int], EngineHandle] = create_engine,
+    ) -> None:
+        self.config, self.items = config, items
+        self.collector = collector
+        self.seats = {seat.name: seat for seat in seats}
+        self.create = create
+        self.placement = config.cluster.rollout
+        self.sizing = Sizing(placement=self.placement)
+        self.error: BaseException | None = None
+        self.restarts = 0
+        """Engines and collectors that were replaced."""
+        self._incarnations = {seat.name: seat.engine.incarnation for seat in seats}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="supervisor")
+        self._is_set_up = False
+        self._unanswered_since: float | None = None
+
+    # ---- from outside ----------------------------------------------------------------------
+
+    def __enter__(self) -> "Supervisor":
+        self._set_up()
+        for seat in self.seats.values():
+            self._start(seat)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End watching; engines and collector stay."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(QUICK_S + 5)
+
+    def failure(self) -> BaseException | None:
+        """What makes going on useless, if anything does."""
+        return self.error
+
+    def engines(self) -> list[EngineHandle]:
+        """Who fills the seats at this moment."""
+        return [seat.engine for seat in self.seats.values()]
+
+    # ---- the thread ------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._pause()):
+            try:
+                self._look()
+            except Exception as error:
+                if self._stopped.is_set() or not ray.is_initialized():
+                    return
+                logger.exception("a look at the fleet failed")
+                if isinstance(error, StartFailed):
+                    self.error = error
+                    return
+
+    def _pause(self) -> float:
+        """Looks are close together while somebody is starting, so that nobody waits for work."""
+        is_busy = any(not seat.is_live for seat in self.seats.values())
+        return (
+            min(0.2, self.placement.check_interval_s)
+            if is_busy
+            else (self.placement.check_interval_s / 4)
+        )
+
+    def _look(self) -> None:
+        status = self._status()
+        if status is None:
+            return
+        if not status.is_set_up:
+            self._event("collector_replaced")
+            self.restarts += 1
+            self._set_up()
+            for seat in self.seats.values():
+                if seat.is_loaded:
+                    self._admit(seat)
+            return
+        suspects = dict(status.suspects)
+        for seat in list(self.seats.values()):
+            reason = suspects.get(seat.engine.key) or self._ill(seat)
+            if reason:
+                self._replace(seat, reason)
+            elif seat.is_loaded and not seat.is_live and seat.engine.key in status.live:
+                self._went_live(seat)
+        self._leave_draining_nodes()
+        if self.sizing.is_elastic:
+            self._resize(status)
+
+    def _status(self) -> Status | None:
+        """None where the collector does not answer; one that is stuck is started anew."""
+        try:
+            status: Any = ray.get(self.collector.status.remote(), timeout=QUICK_S)
+        except GetTimeoutError:
+            self._event("collector_stuck", seconds=QUICK_S)
+            ray.kill(self.collector, no_restart=False)
+            return None
+        except RayActorError:
+            return None  # Ray is starting it anew
+        return status
+
+    def _set_up(self) -> None:
+        ray.get(self.collector.set_up.remote(self.config, self.items), timeout=SET_UP_S)
+        self.collector.ready.remote()  # judges load while the engines do
+
+    # ---- one engine ------------------------------------------------------------------------
+
+    def _start(self, seat: Seat) -> None:
+        seat.since = time.monotonic()
+        seat.placed_at, seat.is_loaded, seat.is_live, seat.check = None, False, False, None
+        seat.placed, seat.started = (
+            seat.engine.actor.node.remote(),
+            seat.engine.actor.start.remote(),
+        )
+
+    def _ill(self, seat: Seat) -> str:
+        """Why an engine has to be replaced; nothing while it is well."""
+        if not seat.is_loaded:
+            return self._not_started(seat)
+        now = time.monotonic()
+        if seat.check is None:
+            if now - seat.checked_at >= self.placement.check_interval_s:
+                seat.check, seat.checked_at = seat.engine.actor.check.remote(), now
+            return ""
+        if _is_done(seat.check):
+            call, seat.check = seat.check, None
+            return _failure(call)
+        if now - seat.checked_at > self.placement.check_deadline_s:
+            return f"it generated nothing for {now - seat.checked_at:.1f} s"
+        return ""
+
+    def _not_started(self, seat: Seat) -> str:
+        now = time.monotonic()
+        if seat.placed_at is None and _is_done(seat.placed) and not _failure(seat.placed):
+            seat.placed_at = now
+            node = ray.get(seat.placed)
+            self._event("engine_placed", engine=seat.engine.key, node=node)
+        if _is_done(seat.started):
+            reason = _failure(seat.started)
+            if reason:
+                return f"it did not start: {reason}"
+            seat.is_loaded, seat.failed_starts = True, 0
+            seat.checked_at = now
+            self._admit(seat)
+            return ""
+        # An elastic fleet waits for a node to come; another one has all it will ever have.
+        since = seat.placed_at or (None if self.sizing.is_elastic else seat.since)
+        if since is not None and now - since > self.placement.start_deadline_s:
+            return (
+                f"it did not start within {self.placement.start_deadline_s:.0f} s; raise "
+                "cluster.rollout.start_deadline_s if it needs longer"
+            )
+        return ""
+
+    def _admit(self, seat: Seat) -> None:
+        admit = self.collector.admit if seat.is_synced else self.collector.admit_reference
+        ray.get(admit.remote(seat.engine), timeout=QUICK_S)
+        if not seat.is_synced:
+            self._went_live(seat)
+
+    def _went_live(self, seat: Seat) -> None:
+        now = time.monotonic()
+        facts = {"engine": seat.engine.key, "seconds": round(now - seat.since, 2)}
+        if seat.replaces:
+            after = round(now - seat.lost_at, 2)
+            self._event("engine_replaced", **facts, replaces=seat.replaces, after_s=after)
+        else:
+            self._event("engine_joined", **facts)
+        seat.is_live, seat.replaces = True, ""
+
+    def _replace(self, seat: Seat, reason: str) -> None:
+        old = seat.engine
+        self._event("engine_lost", engine=old.key, reason=reason[:500])
+        logger.warning("%s is replaced: %s", old.key, reason)
+        self.collector.lost.remote(old.key, reason)
+        ray.kill(old.actor)
+        if not seat.is_loaded:
+            seat.failed_starts += 1
+            if seat.failed_starts >= START_TRIES:
+                raise StartFailed(f"{seat.name} failed to start {START_TRIES} times: {reason}")
+        else:
+            self.restarts += 1
+        seat.replaces, seat.lost_at = seat.replaces or old.key, time.monotonic()
+        seat.engine = self._created(seat.name, seat.path)
+        self._start(seat)
+
+    def _created(self, name: str, path: str) -> EngineHandle:
+        number = self._incarnations.get(name, -1) + 1
+        self._incarnations[name] = number
+        return self.create(self.config, name, path, number)
+
+    # ---- size ------------------------------------------------------------------------------
+
+    def _fleet(self) -> list[Seat]:
+        return [seat for seat in self.seats.values() if seat.is_synced]
+
+    def _resize(self, status: Status) -> None:
+        fleet = self._fleet()
+        if any(not seat.is_live for seat in fleet):
+            return  # one change at a time
+        now = time.monotonic()
+        wanted = self.sizing.wanted(now, len(fleet), status.num_waiting, status.is_learner_waiting)
+        if wanted > len(fleet):
+            names = engine_names(wanted)
+            name = next(name for name in names if name not in self.seats)
+            seat = Seat(
+                name=name,
+                path=self.config.model.path,
+                engine=self._created(name, self.config.model.path),
+            )
+            self._event("engine_added", engine=seat.engine.key, waiting=status.num_waiting)
+            self.seats[name] = seat
+            self._start(seat)
+        elif wanted < len(fleet):
+            self._release(fleet[-1], "too little to do")
+
+    def _release(self, seat: Seat, reason: str) -> None:
+        """Let an engine hand its work over, and end it."""
+        self._event("engine_leaving", engine=seat.engine.key, reason=reason)
+        del self.seats[seat.name]
+        try:
+            ray.get(
+                self.collector.release.remote(seat.engine.key),
+                timeout=self.placement.release_s,
+            )
+        except GetTimeoutError:
+            logger.warning("%s did not hand over in time", seat.engine.key)
+            self.collector.lost.remote(seat.engine.key, "it left")
+        ray.kill(seat.engine.actor)
+        self._event("engine_released", engine=seat.engine.key)
+
+    def _leave_draining_nodes(self) -> None:
+        """Move engines off nodes that will be taken away, while these still work."""
+        from ray._private.state import state  # no public way tells which nodes drain
+
+        draining = set(state.get_draining_nodes())
+        for seat in self._fleet() if draining else []:
+            if seat.placed_at is None or not seat.is_loaded:
+                continue
+            if ray.get(seat.placed) in draining:
+                self._release(seat, "its node is being taken away")
+                seat.engine = self._created(seat.name, seat.path)
+                self.seats[seat.name] = seat
+                self._start(seat)
+
+    def _event(self, kind: str, **facts: Any) -> None:
+        record(self.config.cluster.run_dir, kind, **facts)
+
+
+class StartFailed(RuntimeError):
+    """An engine fails to start again and again: it is not a matter of bad luck."""
+
+
+def _is_done(call: Any) -> bool:
+    return bool(ray.wait([call], timeout=0)[0])
+
+
+def _failure(call: Any) -> str:
+    """What a call that is done ended with; nothing where it went well."""
+    try:
+        ray.get(call)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return lines[-1] if lines else type(error).__name__
+    return ""
