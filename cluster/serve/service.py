@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.context import _get_global_client  # the only way to Serve's own settings
 from ray.serve.schema import ApplicationStatus
 
 from cluster.progress import quiet_logs
@@ -45,9 +46,7 @@ def serve_rewards(config: RunConfig, token: str | None, say: Say) -> None:
 
 def _stop(config: RunConfig) -> None:
     try:
-        if config.cluster.address is None:
-            serve.shutdown()
-        else:
+        if config.cluster.address is not None:
             serve.delete(NAME)
     finally:
         ray.shutdown()
@@ -85,6 +84,12 @@ def start_service(config: RunConfig, token: str | None) -> None:
     serve.start(
         proxy_location="HeadOnly", http_options={"host": service.host, "port": service.port}
     )
+    listens = _get_global_client().http_config
+    if (listens.host, listens.port) != (service.host, service.port):  # whoever was first decides
+        raise RuntimeError(
+            f"Ray Serve runs on this cluster already, at {listens.host}:{listens.port}: set "
+            "cluster.reward_service.host and port to these"
+        )
     target = serve.RunTarget(application(config, token), name=NAME, route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
     end = time.monotonic() + deadline_s
