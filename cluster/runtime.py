@@ -136,6 +136,7 @@ def cpus_wanted(config: RunConfig) -> float:
     if config.algorithm.name in OFFLINE:
         return learner
     judges = len(config.feedback.rewards) * cluster.reward.num_workers
+    judges *= config.feedback.service is None
     engines = cluster.rollout.num_engines + (config.data.source == "policy+reference")
     return (
         learner
