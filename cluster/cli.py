@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +36,7 @@ Overrides = Annotated[
 ]
 Resume = Annotated[bool, typer.Option(help="Go on from the run folder's last checkpoint.")]
 DryRun = Annotated[bool, typer.Option(help="Check, print the derived plan and start nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option(help="Show tracebacks.")]
 
 COMMANDS = {"sft": "sft", "reward_model": "reward-model"}
@@ -228,16 +230,44 @@ def methods(
 
 
 @app.command()
-def doctor() -> None:
-    """Check this machine: versions, cores, memory, disk, shared memory; what is wrong, and why."""
-    with guarded(debug=False):
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Memory and time of a run before it is launched, and a placement for it; 2 if it can't fit."""
+    with guarded(debug):
+        from cluster.planning import plan_run
+
+        typer.echo(plan_run(_loaded(config, overrides), as_json=json_output))
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML of a run: look at what that run needs.")
+    ] = None,
+    overrides: Overrides = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check this machine, and the cluster that CONFIG names: what is wrong, and the remedy."""
+    environment = dict(os.environ)  # before a token is made for this command
+    with guarded(debug):
         from cluster.doctor import examine
 
-        findings = examine()
-        for finding in findings:
-            typer.echo(finding.line())
+        findings = examine(_loaded(config, overrides) if config else None, environment)
+        if json_output:
+            typer.echo(json.dumps([asdict(finding) for finding in findings]))
+        else:
+            typer.echo("\n".join(finding.line() for finding in findings))
         if any(finding.level == "wrong" for finding in findings):
             raise typer.Exit(1)
+
+
+def _loaded(path: Path, overrides: list[str] | None) -> "RunConfig":
+    return load_config(path / "config.yaml" if path.is_dir() else path, overrides or [])
 
 
 def _train(
