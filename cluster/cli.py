@@ -233,6 +233,15 @@ def methods(
 def plan(
     config: ConfigPath,
     overrides: Overrides = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Of the cluster; those of this machine where left out.")
+    ] = None,
+    gpu_gib: Annotated[
+        float | None, typer.Option("--gpu-gib", help="Memory of one GPU, likewise.")
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="10^12 operations a second of one GPU or core, in use.")
+    ] = None,
     json_output: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -240,7 +249,13 @@ def plan(
     with guarded(debug):
         from cluster.planning import plan_run
 
-        typer.echo(plan_run(_loaded(config, overrides), as_json=json_output))
+        text, refusal = plan_run(
+            _loaded(config, overrides),
+            gpus=gpus, gpu_gib=gpu_gib, tflops=tflops, as_json=json_output,
+        )  # fmt: skip
+        typer.echo(text)
+        if refusal:
+            raise ValueError(refusal)
 
 
 @app.command()

@@ -90,12 +90,13 @@ def step_time(
     if not is_online(config):
         return StepTime(sample=0, score=0, train=train, sync=0, overlapped=False)
     rewards = config.feedback.rewards.values()
+    references = (config.model.reference_update != "none") * (1 + len(config.model.extra_references))
     judge = speed * config.cluster.reward.num_workers * _devices(config, "reward", cores)
     peer = speed * config.cluster.reference.num_workers * _devices(config, "reference", cores)
     # Rewards and reference work side by side on devices of their own, in turn on shared cores.
     scores = [
         sum(map(frozen_models, rewards)) * tokens * forward / judge,
-        (1 + len(config.model.extra_references)) * tokens * forward / peer,
+        references * tokens * forward / peer,
     ]
     score = sum(scores) if config.cluster.device == "cpu" else max(scores)
     sync = shape.parameters * model_bytes(config) / (throughput.link_gb * 1e9)
@@ -144,7 +145,7 @@ def _devices(config: RunConfig, role: str, cores: int | None) -> float:
         "reference": (cluster.reference.cpus_per_worker, cluster.reference.gpus_per_worker),
     }[role]
     if cluster.device == "cuda":
-        return max(gpus, 0.05)
+        return max(1.0, gpus)  # roles that share a GPU take turns on the whole of it
     threads = max(1, cpus)
     processes = {"learner": cluster.learner.num_workers, "engine": engine_count(config)}
     sharing = max(1.0, threads * processes.get(role, 1) / cores) if cores else 1.0

@@ -1,11 +1,10 @@
 """GPUs, and NCCL beside them."""
 
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
 
 from cluster.diagnosis.findings import Finding
+from configs.machine import gpus as present_gpus
 from configs.schema import RunConfig
 
 
@@ -21,18 +20,6 @@ def judge_gpus(gpus: Sequence[str], installed: Mapping[str, str]) -> Finding:
         remedy = "idle in this environment; `make install EXTRA=gpu` and cluster.device=cuda use it"
         return Finding(level="note", what=what, remedy=remedy)
     return Finding(level="ok", what=what)
-
-
-def read_gpus() -> list[str]:
-    """Name and memory of every GPU that the driver shows."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=False)
-    except subprocess.TimeoutExpired:
-        return []
-    return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
 
 
 def judge_device(config: RunConfig | None, gpus: Sequence[str]) -> list[Finding]:
@@ -79,7 +66,7 @@ def examine_accelerators(
     interfaces: Sequence[str],
 ) -> list[Finding]:
     """Every verdict about GPUs."""
-    gpus = read_gpus()
+    gpus = [f"{name}, {gib:.0f} GiB" for name, gib in present_gpus()]
     nccl = judge_nccl(read_nccl(), gpus, environment, interfaces)
     findings = [judge_gpus(gpus, installed), *judge_device(config, gpus)]
     return [*findings, nccl] if nccl else findings

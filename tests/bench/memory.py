@@ -57,9 +57,11 @@ class Size:
 
 
 SIZES = (
-    Size(hidden=256, layers=10, vocabulary=8000, overrides=("data.prompts_per_step=16",)),
+    Size(hidden=256, layers=10, vocabulary=8000, overrides=("data.prompts_per_step=8",)),
     Size(hidden=512, layers=14, vocabulary=32000, overrides=()),
-    Size(hidden=768, layers=12, vocabulary=32000, overrides=()),
+    Size(
+        hidden=768, layers=12, vocabulary=32000,
+         overrides=("algorithm.tokens_per_micro_batch=1024",)),
 )
 
 
@@ -93,18 +95,21 @@ def write_models(size: Size, folder: Path) -> None:
 def write_run(size: Size, folder: Path) -> RunConfig:
     """Two steps of RLOO with a reward model and a reference; config.yaml in `folder`."""
     prompts = folder / "prompts.jsonl"
-    prompts.write_text("".join(f'{{"prompt": "{"hello " * (n % 7 + 1)}"}}\n' for n in range(64)))
+    prompts.write_text("".join(f'{{"prompt": "{"hello " * (20 + n % 8)}"}}\n' for n in range(64)))
+    judge = folder / "judge.py"
+    judge.write_text("def reward(prompts, replies, rows):\n    return [0.0] * len(replies)\n")
     config = load_config(
         None,
         [
             f"model.path={folder}/policy",
             "model.max_length=128",
             f"data.train={prompts}",
-            "data.prompts_per_step=8",
+            "data.prompts_per_step=4",
             "data.samples_per_prompt=4",
             "data.sampling.max_new_tokens=96",
             "data.validation_prompts=4",
             f"feedback.rewards.rm={{kind: model, path: {folder}/judge}}",
+            f"feedback.rewards.rule={{kind: function, path: {judge}, weight: 0}}",
             "algorithm.name=rloo",
             "algorithm.num_steps=2",
             "algorithm.tokens_per_micro_batch=2048",
@@ -159,7 +164,7 @@ class Watch:
         alive: dict[int, Process] = {}
         for process in [self.root, *self.root.children(recursive=True)]:
             try:
-                title = " ".join(process.cmdline())
+                title = " ".join(process.cmdline()).strip()
                 seen = self.processes.setdefault(process.pid, Process(role="ray", title=title))
                 parent = self.processes.get(process.ppid())
                 self._read(process.pid, seen)
@@ -232,7 +237,8 @@ def measure(size: Size, folder: Path) -> dict[str, Any]:
     attune = [str(Path(sys.executable).with_name("attune")), "run", str(folder / "run.yaml")]
     started = time.monotonic()
     with (folder / "out").open("w") as out:
-        run = subprocess.Popen(attune, stdout=out, stderr=subprocess.STDOUT)
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "kernels")}
+        run = subprocess.Popen(attune, stdout=out, stderr=subprocess.STDOUT, env=environment)
         watch = Watch(run.pid)
         while run.poll() is None:
             looked = time.monotonic()
