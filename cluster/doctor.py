@@ -9,8 +9,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.diagnosis.access import judge_auth, judge_token
 from cluster.diagnosis.accelerators import examine_accelerators
+from cluster.diagnosis.access import judge_auth, judge_token
 from cluster.diagnosis.findings import Finding
 from cluster.diagnosis.host import examine_host
 from cluster.diagnosis.network import examine_network, read_interfaces

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import ConfigError
-from configs.machine import available_cores, available_memory, gpus as present_gpus
+from configs.machine import available_cores, available_memory
+from configs.machine import gpus as present_gpus
 from configs.memory import model_shape
 from configs.part import at_peak
 from configs.placement import Placement, propose
@@ -81,9 +82,7 @@ def _too_few_gpus(config: RunConfig, plan: Plan, gpus: int) -> str | None:
     )
 
 
-def _time_lines(
-    config: RunConfig, plan: Plan, time: StepTime, throughput: Throughput
-) -> list[str]:
+def _time_lines(config: RunConfig, plan: Plan, time: StepTime, throughput: Throughput) -> list[str]:
     """The estimated time with what it assumes."""
     device = "GPU" if config.cluster.device == "cuda" else "core"
     phases = " + ".join(
@@ -99,7 +98,8 @@ def _time_lines(
         f"  assuming    {throughput.tflops:g} TFLOP/s a {device} in matrix products, "
         f"{throughput.memory_gb:g} GB/s of memory,",
         f"              {throughput.link_gb:g} GB/s of weights to engines, "
-        f"{1000 * throughput.token_s:g} ms an engine's step: {throughput.why}",
+        f"{1000 * throughput.token_s:g} ms an engine's step:",
+        f"              {throughput.why}",
     ]
 
 
@@ -117,13 +117,12 @@ def _proposal_lines(proposal: Placement | None, gpus: int | None) -> list[str]:
     several = "engines" if proposal.engines > 1 else "engine"
     engines = f", {proposal.engines} {several} of tensor-parallel size {proposal.tensor_parallel}"
     lines = [
-        f"proposed for {where}: {proposal.kind}, ZeRO group of {proposal.learners}"
-        f"{engines if proposal.engines else ''}; "
-        f"about {proposal.time.step:.3g} s a step"
+        f"proposed for {where}: {proposal.kind}, about {proposal.time.step:.3g} s a step",
+        f"  ZeRO group of {proposal.learners}{engines if proposal.engines else ''}",
     ]
     if not proposal.settings:
         return [*lines, "  which is what the configuration says"]
-    return [*lines, "  " + " ".join(proposal.settings)]
+    return [*lines, *(f"  {setting}" for setting in proposal.settings)]
 
 
 def _json(

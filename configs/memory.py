@@ -85,9 +85,7 @@ class ModelShape:
 
     def values_per_layer(self, dtype: str) -> int:
         """Values that one token leaves behind in one layer for the backward pass."""
-        return (
-            HIDDEN_PER_TOKEN[dtype] * self.hidden + INTERMEDIATE_PER_TOKEN * self.intermediate
-        )
+        return HIDDEN_PER_TOKEN[dtype] * self.hidden + INTERMEDIATE_PER_TOKEN * self.intermediate
 
 
 def model_shape(model_config: Mapping[str, Any]) -> ModelShape:

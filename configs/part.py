@@ -37,5 +37,7 @@ def at_peak(parts: Iterable[Part], where: str) -> list[Part]:
     """The parts that make up the peak."""
     here = [part for part in parts if part.where == where]
     phases = {part.phase for part in here if part.phase}
-    largest = max(phases, key=lambda phase: sum(p.gib for p in here if p.phase == phase), default="")
+    largest = max(
+        phases, key=lambda phase: sum(p.gib for p in here if p.phase == phase), default=""
+    )
     return [part for part in here if part.phase in ("", largest)]

@@ -51,9 +51,7 @@ def propose(
     """
     shape, best = model_shape(model_config), None
     for kind, changed, settings in _candidates(config, shape, gpus):
-        plan = derive(
-            changed, model_config, available_bytes, cores=cores, one_gpu_gib=one_gpu_gib
-        )
+        plan = derive(changed, model_config, available_bytes, cores=cores, one_gpu_gib=one_gpu_gib)
         if not plan.fits or plan.gpus > gpus + 1e-6:
             continue
         time = step_time(changed, shape, throughput, cores)
@@ -106,9 +104,7 @@ def _online(
         engines = (rest - own) // degree
         if engines >= 1:
             gpu = share if degree == 1 and own == 0 else degree
-            yield _changed(
-                config, "split", learners, cpus, 1, engines, degree, gpu, SCORING_SHARE
-            )
+            yield _changed(config, "split", learners, cpus, 1, engines, degree, gpu, SCORING_SHARE)
     # One GPU for all: weights go over by CUDA IPC, which a group of ranks does not use here.
     if learners == 1:
         score = round(0.2 / max(1, judges), 3)
@@ -117,7 +113,9 @@ def _online(
 
 def _judges_on_gpus(config: RunConfig) -> int:
     """Processes that score with a model: rewards and references, one worker each."""
-    rewards = sum(r.kind not in ("gold", "function", "label") for r in config.feedback.rewards.values())
+    rewards = sum(
+        r.kind not in ("gold", "function", "label") for r in config.feedback.rewards.values()
+    )
     has_reference = config.model.reference_update != "none"
     return rewards + has_reference * (1 + len(config.model.extra_references))
 

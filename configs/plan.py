@@ -281,6 +281,6 @@ def _row(role: Role) -> str:
     where = "gpu" if role.gib("gpu") else "host"
     largest = max(at_peak(role.parts, where), key=lambda part: part.gib)
     return (
-        f"  {role.name[:12]:<12}{role.count:>6}{role.cpus:>8g}{role.gpus:>8g}{role.gib('host'):>10.2f}"
-        f"{role.gib('gpu'):>10.2f}  {largest.name} {largest.gib:.2f}"
+        f"  {role.name[:12]:<12}{role.count:>6}{role.cpus:>8g}{role.gpus:>8g}"
+        f"{role.gib('host'):>10.2f}{role.gib('gpu'):>10.2f}  {largest.name} {largest.gib:.2f}"
     )

@@ -90,7 +90,9 @@ def step_time(
     if not is_online(config):
         return StepTime(sample=0, score=0, train=train, sync=0, overlapped=False)
     rewards = config.feedback.rewards.values()
-    references = (config.model.reference_update != "none") * (1 + len(config.model.extra_references))
+    references = (config.model.reference_update != "none") * (
+        1 + len(config.model.extra_references)
+    )
     judge = speed * config.cluster.reward.num_workers * _devices(config, "reward", cores)
     peer = speed * config.cluster.reference.num_workers * _devices(config, "reference", cores)
     # Rewards and reference work side by side on devices of their own, in turn on shared cores.

@@ -53,5 +53,7 @@ def _judge_token_file(file: Path) -> Finding:
         return Finding(level="wrong", what=f"the token file {file} is empty", remedy=remedy)
     if mode & 0o077:
         remedy = f"others can read it; chmod 600 {file}"
-        return Finding(level="note", what=f"the token file {file} has mode {mode:03o}", remedy=remedy)
+        return Finding(
+            level="note", what=f"the token file {file} has mode {mode:03o}", remedy=remedy
+        )
     return Finding(level="ok", what=f"a token in {file}")

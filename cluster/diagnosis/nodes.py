@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from cluster.diagnosis.findings import GIB, Finding
+from cluster.diagnosis.findings import Finding
 from cluster.diagnosis.host import judge_open_files
 from cluster.diagnosis.storage import judge_shm
 

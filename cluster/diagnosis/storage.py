@@ -68,7 +68,7 @@ def judge_shm(free: int | None, memory: float) -> Finding:
 
 
 def ray_folder() -> Path:
-    """Where Ray puts its sessions: RAY_TMPDIR, or TMPDIR on Linux alone, or /tmp; and `ray` in it."""
+    """Where Ray puts its sessions: in RAY_TMPDIR, on Linux alone in TMPDIR, or in /tmp."""
     linux = sys.platform.startswith("linux")
     temp = os.environ.get("RAY_TMPDIR") or (os.environ.get("TMPDIR") if linux else None) or "/tmp"
     return Path(temp) / "ray"

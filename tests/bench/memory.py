@@ -60,8 +60,11 @@ SIZES = (
     Size(hidden=256, layers=10, vocabulary=8000, overrides=("data.prompts_per_step=8",)),
     Size(hidden=512, layers=14, vocabulary=32000, overrides=()),
     Size(
-        hidden=768, layers=12, vocabulary=32000,
-         overrides=("algorithm.tokens_per_micro_batch=1024",)),
+        hidden=768,
+        layers=12,
+        vocabulary=32000,
+        overrides=("algorithm.tokens_per_micro_batch=1024",),
+    ),
 )
 
 
@@ -207,13 +210,20 @@ class Watch:
         lines = ["peaks of each process, MiB"]
         for p in sorted(self.processes.values(), key=lambda p: (p.role, -p.most_pss)):
             if p.most_pss > 20:
-                parts = " ".join(f"{n[4:]} {p.parts.get(n, 0):5.0f}" for n in
-                                 ("Pss_Anon", "Pss_File", "Pss_Shmem"))
-                lines.append(f"{p.role:<10}{p.most_pss:6.0f} {parts} rss {p.most_rss:5.0f} "
-                             f"missed {p.missed:4.0f}  {p.title[-70:]!r}")
+                parts = " ".join(
+                    f"{n[4:]} {p.parts.get(n, 0):5.0f}"
+                    for n in ("Pss_Anon", "Pss_File", "Pss_Shmem")
+                )
+                lines.append(
+                    f"{p.role:<10}{p.most_pss:6.0f} {parts} rss {p.most_rss:5.0f} "
+                    f"missed {p.missed:4.0f}  {p.title[-70:]!r}"
+                )
         lines.append(f"when the total was largest: {self.total:.0f}")
-        lines += [f"{r:<10}{s:6.0f}  {t[-70:]!r}" for s, r, t in sorted(self.at_total, reverse=True)
-                  if s > 20]
+        lines += [
+            f"{r:<10}{s:6.0f}  {t[-70:]!r}"
+            for s, r, t in sorted(self.at_total, reverse=True)
+            if s > 20
+        ]
         return "\n".join(lines)
 
 

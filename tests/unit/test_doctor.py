@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.diagnosis.access import judge_auth, judge_token
 from cluster.diagnosis.accelerators import judge_device, judge_gpus, judge_nccl
+from cluster.diagnosis.access import judge_auth, judge_token
 from cluster.diagnosis.findings import GIB, Finding
 from cluster.diagnosis.host import (
     judge_compiler,
