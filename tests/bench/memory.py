@@ -26,9 +26,12 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
 from configs.load import load_config, to_yaml
+from configs.machine import available_cores
+from configs.memory import model_shape
 from configs.plan import derive
 from configs.schema import RunConfig
 from configs.sizes import count_parameters
+from configs.timing import ASSUMED, step_time
 from rl.world.model import build_tokenizer
 
 LOOK_S = 0.25
@@ -243,12 +246,37 @@ def measure(size: Size, folder: Path) -> dict[str, Any]:
     """Write the models, run, and compare; raises RuntimeError where the run fails."""
     write_models(size, folder)
     config = write_run(size, folder)
-    shape = json.loads((folder / "policy" / "config.json").read_text())
-    attune = [str(Path(sys.executable).with_name("attune")), "run", str(folder / "run.yaml")]
+    started = time.monotonic()
+    watch = watched_run(folder)
+    if "--processes" in sys.argv:
+        print(watch.table(), file=sys.stderr)
+    model = json.loads((folder / "policy" / "config.json").read_text())
+    plan = derive(config, model, None)
+    estimates: dict[str, float] = defaultdict(float)
+    for role in plan.roles:
+        estimates[role.name.split()[0]] += role.count * role.gib("host")
+    roles = {
+        name: compared(estimate, (watch.peak[name] + watch.missed(name)) / 1024)
+        | {"between_looks_gib": round(watch.missed(name) / 1024, 3)}
+        for name, estimate in estimates.items()
+    }
+    return {
+        "parameters": count_parameters(model),
+        "roles": roles,
+        "total": compared(plan.host_gib, watch.total / 1024),
+        "seconds": seconds(config, model, folder),
+        "looks": watch.looks,
+        "wall_s": round(time.monotonic() - started, 1),
+    }
+
+
+def watched_run(folder: Path) -> Watch:
+    """Run `attune run` on the folder's run.yaml, with kernels compiled anew, and watch it."""
+    command = [str(Path(sys.executable).with_name("attune")), "run", str(folder / "run.yaml")]
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "kernels")}
     started = time.monotonic()
     with (folder / "out").open("w") as out:
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "kernels")}
-        run = subprocess.Popen(attune, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        run = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
         watch = Watch(run.pid)
         while run.poll() is None:
             looked = time.monotonic()
@@ -258,36 +286,40 @@ def measure(size: Size, folder: Path) -> dict[str, Any]:
                 run.terminate()
     if run.returncode != 0:
         raise RuntimeError(f"the run failed: {(folder / 'out').read_text()[-2000:]}")
-    if "--processes" in sys.argv:
-        print(watch.table(), file=sys.stderr)
-    plan = derive(config, shape, None)
-    estimates = {role.name: role.count * role.gib("host") for role in plan.roles}
-    estimates["ray"] = plan.host_gib - sum(estimates.values())
-    roles = {}
-    for name, estimate in estimates.items():
-        measured = (watch.peak[name] + watch.missed(name)) / 1024
-        roles[name] = {
-            "estimated_gib": round(estimate, 3),
-            "measured_gib": round(measured, 3),
-            "between_looks_gib": round(watch.missed(name) / 1024, 3),
-            "ratio": round(estimate / measured, 3),
-        }
-    measured = watch.total / 1024
+    return watch
+
+
+def compared(estimated: float, measured: float) -> dict[str, float]:
+    """Both in GiB, and estimate over measurement."""
     return {
-        "parameters": count_parameters(shape),
-        "roles": roles,
-        "total": {
-            "estimated_gib": round(plan.host_gib, 3),
-            "measured_gib": round(measured, 3),
-            "ratio": round(plan.host_gib / measured, 3),
-        },
-        "looks": watch.looks,
-        "wall_s": round(time.monotonic() - started, 1),
+        "estimated_gib": round(estimated, 3),
+        "measured_gib": round(measured, 3),
+        "ratio": round(estimated / measured, 3),
     }
 
 
+def seconds(config: RunConfig, model: dict[str, Any], folder: Path) -> dict[str, list[float]]:
+    """Phase -> seconds in the last step, estimated and measured; other work slows the latter."""
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    took = json.loads(lines[-1])
+    time = step_time(config, model_shape(model), ASSUMED["cpu"], available_cores())
+    return {
+        name: [round(getattr(time, name), 2), round(took[f"time/{name}"], 2)]
+        for name in ("sample", "score", "train", "sync")
+    }
+
+
+def memory(folder: Path) -> dict[str, Any]:
+    """Every size in turn."""
+    sizes = []
+    for number, size in enumerate(SIZES):
+        (folder / str(number)).mkdir()
+        sizes.append(measure(size, folder / str(number)))
+    return {"sizes": sizes}
+
+
 def main() -> None:
-    """All sizes, or those whose numbers (0, 1, 2) are given."""
+    """All sizes, or those whose numbers (0, 1, 2) are given; `--processes` lists every process."""
     numbers = [int(argument) for argument in sys.argv[1:] if argument.isdigit()]
     for number in numbers or range(len(SIZES)):
         with tempfile.TemporaryDirectory() as folder:
