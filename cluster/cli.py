@@ -315,13 +315,15 @@ def _check_method(method: str | None, config: "RunConfig") -> None:
 
 def _plan(config: "RunConfig") -> str:
     """The derived plan of --dry-run; raises ValueError where the run cannot fit."""
-    from configs.machine import available_cores, available_memory
+    from configs.machine import available_cores, available_memory, smallest_gpu
     from configs.plan import derive, render
     from rl.folders import check_model_folder
 
     folder = Path(config.model.path)
     model = check_model_folder(folder, field="model.path") if folder.exists() else None
-    plan = derive(config, model, available_memory(), cores=available_cores())
+    gpu = smallest_gpu() if config.cluster.address is None else None
+    memory, cores = available_memory(), available_cores()
+    plan = derive(config, model, memory, cores=cores, one_gpu_gib=gpu)
     if plan.refusal:
         typer.echo(render(plan), err=True)
         raise ValueError(plan.refusal)

@@ -12,7 +12,13 @@ from typing import Any
 from actors.judges.inputs import check_labels, check_one_logit, num_labels, read_layout
 from actors.reward import load_function
 from configs.errors import ConfigError
-from configs.machine import COMPILER_REMEDY, available_cores, available_memory, cpp_compiler
+from configs.machine import (
+    COMPILER_REMEDY,
+    available_cores,
+    available_memory,
+    cpp_compiler,
+    smallest_gpu,
+)
 from configs.plan import derive
 from configs.schema import OFFLINE, MixtureConfig, RewardConfig, RunConfig
 from rl.data.encode import (
@@ -80,7 +86,13 @@ def check_models(config: RunConfig) -> None:
     is_here = cluster.device == "cpu" and cluster.address is None
     if is_here and config.algorithm.name not in OFFLINE and not cpp_compiler():
         raise ConfigError(f"no C++ compiler on this machine: {COMPILER_REMEDY}")
-    plan = derive(config, model_config, available_memory(), cores=available_cores())
+    plan = derive(
+        config,
+        model_config,
+        available_memory(),
+        cores=available_cores(),
+        one_gpu_gib=smallest_gpu() if cluster.address is None else None,
+    )
     if plan.refusal:
         raise ConfigError(plan.refusal)
 

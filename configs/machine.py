@@ -39,6 +39,11 @@ def gpus() -> list[tuple[str, float]]:
     return parse_gpus(answer.stdout)
 
 
+def smallest_gpu() -> float | None:
+    """GiB of the smallest GPU here; None without one."""
+    return min((gib for _, gib in gpus()), default=None)
+
+
 def parse_gpus(text: str) -> list[tuple[str, float]]:
     """Name and GiB from lines such as `NVIDIA H200, 143771`, in MiB."""
     rows = [line.rpartition(",") for line in text.strip().splitlines()]

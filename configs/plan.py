@@ -144,8 +144,11 @@ def render(plan: Plan) -> str:
     totals = f"{plan.cpus:>8g}{plan.gpus:>8g}{plan.host_gib:>10.2f}{plan.gpu_gib:>10.2f}"
     lines.append(f"  {'total':<12}{'':>6}{totals}")
     lines.append(f"  {'':<12}(cpus, gpus and GiB are those of one process; the total counts all)")
-    if plan.available_gib is not None:
-        lines.append(f"  {'available':<12}{'':>22}{plan.available_gib:>10.2f}")
+    if plan.available_gib is not None or plan.one_gpu_gib is not None:
+        host, gpu = (
+            f"{n:>10.2f}" if n else f"{'':>10}" for n in (plan.available_gib, plan.one_gpu_gib)
+        )
+        lines.append(f"  {'available':<12}{'':>22}{host}{gpu}")
     lines += [f"warning: {warning}" for warning in plan.warnings]
     lines.append(f"refused: {plan.refusal}" if plan.refusal else "fits")
     return "\n".join(lines)
