@@ -148,7 +148,9 @@ def render(plan: Plan) -> str:
         host, gpu = (
             f"{n:>10.2f}" if n else f"{'':>10}" for n in (plan.available_gib, plan.one_gpu_gib)
         )
-        lines.append(f"  {'available':<12}{'':>22}{host}{gpu}")
+        lines.append(
+            f"  {'available':<12}{'':>22}{host}{gpu}{'  each' * (plan.one_gpu_gib is not None)}"
+        )
     lines += [f"warning: {warning}" for warning in plan.warnings]
     lines.append(f"refused: {plan.refusal}" if plan.refusal else "fits")
     return "\n".join(lines)
