@@ -31,9 +31,8 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from cluster.errors import Unrecoverable
+from cluster.errors import Unrecoverable, root_cause
 from cluster.events import FILE, read_events, record
-from cluster.runtime import root_cause
 
 logger = logging.getLogger(__name__)
 
