@@ -16,6 +16,7 @@ import typer
 from cluster.auth import ensure_token
 from cluster.k8s.cli import app as k8s_app
 from cluster.run_folder import refuse_redacted
+from cluster.serve.cli import app as serve_app
 from cluster.signals import stop_on_sigterm
 from configs.errors import ConfigError
 from configs.load import load_config
@@ -31,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(k8s_app, name="k8s")
+
+app.add_typer(serve_app, name="serve")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML of the run, or the folder of a run.")]
 Overrides = Annotated[

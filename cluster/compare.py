@@ -20,7 +20,7 @@ from cluster.engines import EngineHandle, start_engine
 from cluster.errors import root_cause
 from cluster.evaluation import JudgedReply, answer_and_judge, judges_alone, means
 from cluster.fleet import Fleet
-from cluster.inputs import check_reward, read_rows
+from cluster.inputs import check_judges, read_rows
 from cluster.progress import default_console
 from cluster.runtime import keep_worker_logs, ray_session
 from cluster.scoring import reward_groups
@@ -101,8 +101,7 @@ def _check_policy(config: RunConfig, path: Path, field: str) -> None:
 
 
 def _check_rewards(config: RunConfig) -> None:
-    for name, reward in config.feedback.rewards.items():
-        check_reward(f"feedback.rewards.{name}", reward)
+    check_judges(config)
     if not any(judges_alone(reward.kind) for reward in config.feedback.rewards.values()):
         raise ConfigError(
             "no reward of the run judges a fresh reply by itself: add one, such as "

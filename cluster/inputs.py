@@ -78,8 +78,7 @@ def check_models(config: RunConfig) -> None:
     ):
         if path:
             check_model_folder(path, field=field)
-    for name, reward in config.feedback.rewards.items():
-        check_reward(f"feedback.rewards.{name}", reward)
+    check_judges(config)
     cluster = config.cluster
     is_here = cluster.device == "cpu" and cluster.address is None
     if is_here and config.algorithm.name not in OFFLINE and not cpp_compiler():
@@ -87,6 +86,29 @@ def check_models(config: RunConfig) -> None:
     plan = derive(config, model_config, available_memory(), cores=available_cores())
     if plan.refusal:
         raise ConfigError(plan.refusal)
+
+
+def check_judges(config: RunConfig) -> None:
+    """Refuse rewards that cannot be judged: by a service where the run names one, else here."""
+    if config.feedback.service is not None:
+        from cluster.serve.client import check_service  # loads an HTTP client, for these runs alone
+
+        check_service(config)
+        _check_critic(config)
+        return
+    for name, reward in config.feedback.rewards.items():
+        check_reward(f"feedback.rewards.{name}", reward)
+
+
+def _check_critic(config: RunConfig) -> None:
+    """A critic that starts from a reward model needs its folder, whoever judges by it."""
+    if config.algorithm.advantage != "gae" or config.model.critic is not None:
+        return
+    for name, reward in config.feedback.rewards.items():
+        if reward.kind == "model":
+            assert reward.path is not None
+            check_model_folder(reward.path, field=f"feedback.rewards.{name}.path")
+            return
 
 
 def check_reward(field: str, reward: RewardConfig) -> None:

@@ -13,6 +13,7 @@ import ray
 import yaml
 from ray.job_config import JobConfig
 
+from cluster import network
 from cluster.address import check_address
 from cluster.driver_record import forget_driver, record_driver
 from cluster.errors import root_cause as root_cause
@@ -113,7 +114,10 @@ def runtime_env() -> dict[str, Any]:
     text = (ROOT / "runtime_env.yaml").read_text()
     given = submitted_job().get("runtime_env", {}).get("env_vars", {})
     variables = yaml.safe_load(text)["env_vars"]
-    return {"env_vars": {name: text for name, text in variables.items() if name not in given}}
+    return {
+        "env_vars": {name: text for name, text in variables.items() if name not in given},
+        "worker_process_setup_hook": network.HOOK,
+    }
 
 
 def role_env(cpus: float, device: str) -> dict[str, Any]:
@@ -136,6 +140,7 @@ def cpus_wanted(config: RunConfig) -> float:
     if config.algorithm.name in OFFLINE:
         return learner
     judges = len(config.feedback.rewards) * cluster.reward.num_workers
+    judges *= config.feedback.service is None
     engines = cluster.rollout.num_engines + (config.data.source == "policy+reference")
     return (
         learner

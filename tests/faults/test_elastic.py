@@ -1,4 +1,4 @@
-"""A fleet of engines goes 1 - 3 - 1 by autoscaling while the run goes on, on nodes that come and go.
+"""Engines go 1 - 3 - 1 by autoscaling while a run goes on, on nodes that come and go.
 
 The learner waits for replies at first, so engines are added; then the judge becomes slow, engines
 have little to do, and leave. What decides is the collector's queue and the learner's waiting, as in
