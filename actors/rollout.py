@@ -369,6 +369,10 @@ class RolloutEngine:
         results = await self.engine.collective_rpc("received_fingerprints")
         return {name: (pair[0], pair[1]) for name, pair in results[0].items()}
 
+    def num_flying(self) -> int:
+        """Sequences in the engine at this moment."""
+        return sum(self._flying.values())
+
     def tokens_sampled(self) -> int:
         """Response tokens since the engine started."""
         return self.num_tokens

@@ -23,12 +23,14 @@ from rich.console import Console
 
 from cluster.ablation_results import FAILED
 from cluster.demo import stage_config, write_world_and_model
+from cluster.errors import root_cause
+from cluster.failure import write_failure
 from cluster.inputs import Inputs, check_models, prepare_run_dir, read_inputs
 from cluster.progress import RunProgress, default_console
 from configs.ablation import read_ablation
 from configs.ablation_plan import Plan, PlannedRun, Start, make_plan
 from configs.errors import ConfigError
-from configs.load import load_config, to_yaml
+from configs.load import load_config
 from configs.schema import OFFLINE, RunConfig
 
 if TYPE_CHECKING:
@@ -291,12 +293,11 @@ def _attempt(
 ) -> str | None:
     """Run to the end; one line on what ended it where that was too early."""
     from cluster.run import run
-    from cluster.runtime import root_cause
 
     folder = Path(config.cluster.run_dir)
     (folder / FAILED).unlink(missing_ok=True)
     try:
-        prepare_run_dir(config, resume=is_begun(config), text=to_yaml(config))
+        prepare_run_dir(config, resume=is_begun(config))
         if sample is not None or config.algorithm.name in OFFLINE:
             house.close()  # nothing of it is of use there, and it holds processors
         if sample is not None:
@@ -308,6 +309,7 @@ def _attempt(
     except Exception as error:  # noted; the other runs go on
         level = logging.WARNING if debug else logging.INFO  # on the console, or in driver.log alone
         logger.log(level, "%s failed", title, exc_info=True)
+        write_failure(folder, error)
         return " ".join(root_cause(error).split())
     return None
 

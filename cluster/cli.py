@@ -5,19 +5,21 @@ Exit codes: 0 success, 1 the run failed, 2 the user's input was refused.
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cluster.auth import ensure_token
 from cluster.k8s.cli import app as k8s_app
-from configs.load import load_config, to_yaml
+from cluster.run_folder import refuse_redacted
+from cluster.serve.cli import app as serve_app
+from cluster.signals import stop_on_sigterm
+from configs.errors import ConfigError
+from configs.load import load_config
 from configs.paths import absolute_paths
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(k8s_app, name="k8s")
+
+app.add_typer(serve_app, name="serve")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML of the run, or the folder of a run.")]
 Overrides = Annotated[
@@ -132,8 +136,7 @@ def evaluate(
     with guarded(debug):
         from cluster.compare import compare, render
 
-        file = config / "config.yaml" if config.is_dir() else config
-        loaded = absolute_paths(load_config(file, overrides or []))
+        loaded = absolute_paths(_loaded(config, overrides))
         try:
             result = compare(loaded, policy.absolute(), baseline.absolute(), prompts)
         except (KeyboardInterrupt, RuntimeError) as error:
@@ -163,8 +166,7 @@ def sample(
     with guarded(debug):
         from cluster.samples import prepare, render, run_alone
 
-        file = config / "config.yaml" if config.is_dir() else config
-        loaded = absolute_paths(load_config(file, overrides or []))
+        loaded = absolute_paths(_loaded(config, overrides))
         folder = policy.absolute() if policy else Path(loaded.model.path)
         wanted = prepare(loaded, folder, out.absolute(), samples, prompts)
         with failing_with_1(wanted.out.parent, "the same command", debug):
@@ -229,6 +231,19 @@ def methods(
             print_description(name)
 
 
+@app.command("inspect")
+def inspect_command(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    failure: Annotated[bool, typer.Option(help="Show what ended it: the failure bundle.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show where a run stands: step, phases, events, ledger, and what ended it."""
+    with guarded(debug=False):
+        from cluster.inspect_run import inspect_to_text
+
+        typer.echo(inspect_to_text(run_dir, failure=failure, as_json=json_output))
+
+
 @app.command()
 def doctor() -> None:
     """Check this machine: versions, cores, memory, disk, shared memory; what is wrong, and why."""
@@ -253,13 +268,22 @@ def _train(
 ) -> None:
     with guarded(debug):
         base = {"algorithm": {"name": method}} if method else None
-        file = path / "config.yaml" if path.is_dir() else path
-        config = load_config(file, overrides or [], base=base)
+        config = _loaded(path, overrides, base)
         _check_method(method, config)
         if dry_run:
             typer.echo(_plan(config))
             return
         _run(absolute_paths(config), resume=resume, debug=debug)
+
+
+def _loaded(
+    path: Path, overrides: list[str] | None, base: dict[str, Any] | None = None
+) -> "RunConfig":
+    """The configuration of a YAML file, or of a run folder."""
+    file = path / "config.yaml" if path.is_dir() else path
+    config = load_config(file, overrides or [], base=base)
+    refuse_redacted(config)
+    return config
 
 
 def _check_method(method: str | None, config: "RunConfig") -> None:
@@ -288,9 +312,17 @@ def _plan(config: "RunConfig") -> str:
 def _run(config: "RunConfig", *, resume: bool, debug: bool) -> None:
     from cluster.headline import headline
     from cluster.inputs import prepare_run_dir, read_inputs
+    from cluster.joining import take_over
+    from cluster.run_folder import check_run_folder
 
     inputs = read_inputs(config)
-    folder = prepare_run_dir(config, resume=resume, text=to_yaml(config))
+    check_run_folder(config)
+    if config.cluster.address is not None:
+        from cluster.address import check_address
+
+        check_address(config.cluster.address)
+    take_over(config.cluster.run_dir)
+    folder = prepare_run_dir(config, resume=resume)
     command = COMMANDS.get(config.algorithm.name, "run")
     with failing_with_1(folder, f"attune {command} {folder} --resume", debug):
         from cluster.progress import RunProgress
@@ -311,7 +343,7 @@ def _run(config: "RunConfig", *, resume: bool, debug: bool) -> None:
 def guarded(debug: bool) -> Iterator[None]:
     """Refuse wrong input in one line with exit code 2."""
     ensure_token()
-    _stop_on_sigterm()
+    stop_on_sigterm()
     try:
         yield
     except ValueError as error:
@@ -332,19 +364,17 @@ def failing_with_1(folder: Path, hint: str, debug: bool) -> Iterator[None]:
         typer.echo(f"stopped; go on with: {hint}", err=True)
         raise typer.Exit(1) from error
     except Exception as error:
+        if type(error) is ConfigError:  # refused before anything was lost, and not from afar
+            raise
+        from cluster.errors import root_cause
+        from cluster.failure import write_failure
+        from configs.redaction import redact_text
+
+        bundle = write_failure(folder, error)
         if debug:
             raise
-        from cluster.runtime import root_cause
-
-        typer.echo(f"error: {root_cause(error)}", err=True)
+        typer.echo(f"error: {redact_text(root_cause(error))}", err=True)
+        if bundle is not None:
+            typer.echo(f"why: attune inspect {bundle.parent} --failure", err=True)
         typer.echo(f"logs: {folder / 'logs'}; when mended, go on with: {hint}", err=True)
         raise typer.Exit(1) from error
-
-
-def _stop_on_sigterm() -> None:
-    """SIGTERM, as `ray job stop` sends it, stops a run as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)

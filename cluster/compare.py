@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from cluster.engines import EngineHandle, start_engine
+from cluster.errors import root_cause
 from cluster.evaluation import JudgedReply, answer_and_judge, judges_alone, means
 from cluster.fleet import Fleet
-from cluster.inputs import check_reward, read_rows
+from cluster.inputs import check_judges, read_rows
 from cluster.progress import default_console
-from cluster.runtime import keep_worker_logs, ray_session, root_cause
+from cluster.runtime import keep_worker_logs, ray_session
 from cluster.scoring import reward_groups
 from configs.errors import ConfigError
 from configs.schema import OFFLINE, RunConfig
@@ -56,7 +57,7 @@ def compare(config: RunConfig, policy: Path, baseline: Path, num_prompts: int) -
     folder = Path(config.cluster.run_dir)
     waiting = f"two engines answer {len(sides[0].prompts)} prompts"
     try:
-        with default_console().status(waiting), ray_session(config):
+        with default_console().status(waiting), ray_session(config, is_run=False):
             try:
                 replies = asyncio.run(_answers(config, sides))
             finally:
@@ -100,8 +101,7 @@ def _check_policy(config: RunConfig, path: Path, field: str) -> None:
 
 
 def _check_rewards(config: RunConfig) -> None:
-    for name, reward in config.feedback.rewards.items():
-        check_reward(f"feedback.rewards.{name}", reward)
+    check_judges(config)
     if not any(judges_alone(reward.kind) for reward in config.feedback.rewards.values()):
         raise ConfigError(
             "no reward of the run judges a fresh reply by itself: add one, such as "

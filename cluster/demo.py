@@ -13,7 +13,7 @@ from cluster.inputs import prepare_run_dir, read_inputs
 from cluster.progress import RunProgress
 from cluster.report import write_demo_report
 from configs.errors import ConfigError
-from configs.load import load_config, to_yaml
+from configs.load import load_config
 from configs.paths import absolute_paths
 from configs.schema import RunConfig
 
@@ -75,7 +75,7 @@ def _run_stage(stage: str, config: RunConfig) -> None:
     from cluster.run import run
 
     resume = Path(config.cluster.run_dir, "config.yaml").exists()
-    prepare_run_dir(config, resume=resume, text=to_yaml(config))
+    prepare_run_dir(config, resume=resume)
     inputs = read_inputs(config)
     with RunProgress(config.algorithm.num_steps, STAGES[stage]) as progress:
         run(config, inputs, progress)

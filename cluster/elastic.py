@@ -11,6 +11,7 @@ The controller of Ray Train runs them, so this file loads neither torch nor vLLM
 
 import logging
 import math
+import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -30,9 +31,8 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from cluster.errors import Unrecoverable
+from cluster.errors import Unrecoverable, root_cause
 from cluster.events import FILE, read_events, record
-from cluster.runtime import root_cause
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ SAME = 3
 """An error that so many attempts in a row ended with, none of which got further, will not go."""
 SETTLE_S = 5.0
 """Nodes that died, and what they held, are known about after a while."""
+ANSWER_S = 2.0
+"""What a node takes a connection within."""
 PATIENCE_S = 60.0
 """Then a worker group of the least size is asked for, whether or not room for it is seen."""
 
@@ -163,6 +165,8 @@ class RoomPolicy(ElasticScalingPolicy):
             name = node["NodeID"]
             if not node["Alive"] or name in leaving or not matches(wanted, node["Labels"] or {}):
                 continue
+            if self._waiting_since is not None and not _answers(node):
+                continue
             room = [(free.get(name, {}).get(k, 0.0) / v) + 1e-6 for k, v in needed.items()]
             total += self._own[name] + (math.floor(min(room)) if room else 0)
         return min(total, self.scaling_config.max_workers)
@@ -219,6 +223,16 @@ class RoomPolicy(ElasticScalingPolicy):
 
     def _num_saved(self) -> int:
         return sum(event["kind"] == "checkpoint_saved" for event in read_events(self.run_dir))
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    """Whether a node is there at all: Ray takes a dead one for alive for up to a minute."""
+    address = (node["NodeManagerAddress"], node["NodeManagerPort"])
+    try:
+        socket.create_connection(address, timeout=ANSWER_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:

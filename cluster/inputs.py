@@ -12,6 +12,8 @@ from typing import Any
 from actors.judges.inputs import check_labels, check_one_logit, num_labels, read_layout
 from actors.reward import load_function
 from cluster.checkpoints.store import check_storage
+from cluster.files import replace_text
+from cluster.run_folder import check_same, stored_text
 from configs.errors import ConfigError
 from configs.machine import COMPILER_REMEDY, available_cores, available_memory, cpp_compiler
 from configs.plan import derive
@@ -76,8 +78,7 @@ def check_models(config: RunConfig) -> None:
     ):
         if path:
             check_model_folder(path, field=field)
-    for name, reward in config.feedback.rewards.items():
-        check_reward(f"feedback.rewards.{name}", reward)
+    check_judges(config)
     cluster = config.cluster
     is_here = cluster.device == "cpu" and cluster.address is None
     if is_here and config.algorithm.name not in OFFLINE and not cpp_compiler():
@@ -85,6 +86,29 @@ def check_models(config: RunConfig) -> None:
     plan = derive(config, model_config, available_memory(), cores=available_cores())
     if plan.refusal:
         raise ConfigError(plan.refusal)
+
+
+def check_judges(config: RunConfig) -> None:
+    """Refuse rewards that cannot be judged: by a service where the run names one, else here."""
+    if config.feedback.service is not None:
+        from cluster.serve.client import check_service  # loads an HTTP client, for these runs alone
+
+        check_service(config)
+        _check_critic(config)
+        return
+    for name, reward in config.feedback.rewards.items():
+        check_reward(f"feedback.rewards.{name}", reward)
+
+
+def _check_critic(config: RunConfig) -> None:
+    """A critic that starts from a reward model needs its folder, whoever judges by it."""
+    if config.algorithm.advantage != "gae" or config.model.critic is not None:
+        return
+    for name, reward in config.feedback.rewards.items():
+        if reward.kind == "model":
+            assert reward.path is not None
+            check_model_folder(reward.path, field=f"feedback.rewards.{name}.path")
+            return
 
 
 def check_reward(field: str, reward: RewardConfig) -> None:
@@ -197,11 +221,12 @@ def _check_arity(config: RunConfig, path: str, item: Any) -> None:
     )
 
 
-def prepare_run_dir(config: RunConfig, *, resume: bool, text: str) -> Path:
+def prepare_run_dir(config: RunConfig, *, resume: bool) -> Path:
     """Create the run folder with its config.yaml, or find the one to resume.
 
-    Refuses a folder that cannot be written, that already holds a run (unless resuming), or that
-    holds none (when resuming).
+    Refuses a folder that cannot be written, that already holds a run (unless resuming), or one
+    that began with other settings (when resuming). Resuming where there is no run begins one, so
+    that a job that is submitted again needs no other command.
     """
     folder = Path(config.cluster.run_dir)
     has_run = (folder / "config.yaml").exists()
@@ -210,11 +235,11 @@ def prepare_run_dir(config: RunConfig, *, resume: bool, text: str) -> Path:
             f"cluster.run_dir: {folder} already holds a run; resume it with --resume, or give "
             "another folder"
         )
-    if resume and not has_run:
-        raise ConfigError(f"cluster.run_dir: {folder} holds no run to resume")
+    if has_run:
+        check_same(config, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(text)
+        replace_text(folder / "config.yaml", stored_text(config))
     except OSError as error:
         raise ConfigError(
             f"cluster.run_dir: {folder} cannot be written ({error.strerror}); give another folder"

@@ -26,9 +26,10 @@ from actors.learner import Learner
 from actors.policy_update import update_policy
 from actors.preference_update import update_preference
 from actors.supervised_update import objective
+from cluster.batches import rollout_rows
 from cluster.checkpoints.keeper import Checkpoints
 from cluster.deadlines import watched
-from cluster.errors import Unrecoverable
+from cluster.errors import Unrecoverable, with_batch
 from cluster.files import replace_text
 from cluster.jobs import OfflineJob, OnlineJob
 from cluster.ledger import write_table
@@ -163,7 +164,20 @@ def _answer(job: OnlineJob, session: Session, name: str) -> None:
 def update(
     learner: Learner, step: int, experiences: Sequence[Experience]
 ) -> tuple[Metrics, pa.Table]:
-    """One learner step by the method's kind of loss; what happened, and the experience as rows."""
+    """One learner step by the method's kind of loss; what happened, and the experience as rows.
+
+    An error carries the samples of this rank's share.
+    """
+    try:
+        return _update(learner, step, experiences)
+    except Exception as error:
+        with_batch(error, rollout_rows(r for group in experiences for r in group.rollouts))
+        raise
+
+
+def _update(
+    learner: Learner, step: int, experiences: Sequence[Experience]
+) -> tuple[Metrics, pa.Table]:
     if learner.config.algorithm.loss.name is not None:
         metrics, batch, found = update_preference(learner, experiences)
         old_logprobs, advantages, scores = found.logprobs, None, found.scores
@@ -239,6 +253,8 @@ def learn_offline(job: OfflineJob) -> None:
             metrics |= checkpoints.copy(step)
             log.write(step, metrics, started)
             checkpoints.upload()
+    if not metrics:  # all steps were taken before, and the model was not written
+        metrics = task.validate(held_out)
     bias = metrics.get("validation/chosen_score")
     if bias is not None:
         # Rewards start near 0 under the policy that wrote the better replies (arXiv 2403.17031).

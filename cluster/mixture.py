@@ -29,7 +29,6 @@ from cluster.jobs import OfflineJob, offline
 from cluster.progress import RunProgress
 from cluster.scoring import merge_scores, reward_groups
 from cluster.training import fit, trainer
-from configs.load import to_yaml
 from configs.schema import FeedbackConfig, MixtureConfig, RewardConfig, RunConfig
 from rl.data.stored import stored_rollouts
 from rl.feedback.mixture import hard_em
@@ -124,7 +123,7 @@ class _Rounds:
         if (at / "done").exists() or self._likelihoods().exists():
             return at / "policy"
         config = self._config(model)
-        prepare_run_dir(config, resume=(at / "config.yaml").exists(), text=to_yaml(config))
+        prepare_run_dir(config, resume=(at / "config.yaml").exists())
         own = partial(_own, owners=owners, model=model, settings=self.settings)
         job = OfflineJob(
             config=config,

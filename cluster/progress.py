@@ -22,6 +22,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from configs.redaction import RedactingFormatter
+
 FIELDS: tuple[tuple[str, str, str, str], ...] = (
     # metric, label, format, unit; the first of several metrics with one label wins
     ("reward/total/mean", "reward", ".3f", ""),
@@ -163,10 +165,11 @@ def quiet_logs(log_file: Path, console: Console | None = None) -> None:
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     to_file = logging.FileHandler(log_file, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_console = RichHandler(
         logging.WARNING, console or default_console(), show_path=False, markup=False
     )
+    to_console.setFormatter(RedactingFormatter("%(message)s"))
     to_console.addFilter(lambda record: record.name.split(".")[0] in OUR_LOGGERS)
     root = logging.getLogger()
     for handler, name in ((to_file, "attune-file"), (to_console, "attune-console")):

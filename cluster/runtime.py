@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +11,19 @@ from typing import Any
 
 import ray
 import yaml
+from ray.job_config import JobConfig
 
+from cluster import network
+from cluster.address import check_address
+from cluster.driver_record import forget_driver, record_driver
+from cluster.errors import root_cause as root_cause
+from cluster.failure import write_failure
+from cluster.job_metadata import metadata_of, publish_metadata, submitted_job
+from cluster.joining import await_actors_gone, take_over
+from cluster.loopback import loopback_only
 from cluster.progress import quiet_logs
+from cluster.signals import handlers_kept
+from configs.redaction import RedactingFormatter, known_secrets, redact_text
 from configs.schema import OFFLINE, RunConfig
 
 logger = logging.getLogger(__name__)
@@ -28,35 +38,62 @@ def start_ray(config: RunConfig, runs_at_once: int = 1) -> None:
     take turns on few cores.
     """
     cluster = config.cluster
-    options: dict[str, Any] = {}
-    if cluster.address is None:
-        options = {
-            "address": "local",  # or a cluster that `ray start` left on this machine is joined
-            "num_cpus": runs_at_once * (math.ceil(cpus_wanted(config)) + 1),
-            "include_dashboard": cluster.dashboard,
-            "dashboard_host": "127.0.0.1",
-        }
-    else:
-        options = {"address": cluster.address}
-    ray.init(
-        namespace=namespace(config),
-        runtime_env=runtime_env(),
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        **options,
-    )
+    options: dict[str, Any] = {
+        "namespace": namespace(config),
+        "runtime_env": runtime_env(),
+        "log_to_driver": False,
+        "logging_level": logging.WARNING,
+        "job_config": JobConfig(metadata=metadata_of(config)),
+    }
+    if cluster.address is not None:
+        check_address(cluster.address)
+        with handlers_kept():
+            ray.init(address=cluster.address, **options)
+        publish_metadata(config)
+        await_actors_gone(namespace(config))
+        return
+    with handlers_kept(), loopback_only():
+        ray.init(
+            address="local",  # or a cluster that `ray start` left on this machine is joined
+            num_cpus=runs_at_once * (math.ceil(cpus_wanted(config)) + 1),
+            include_dashboard=cluster.dashboard,
+            dashboard_host="127.0.0.1",
+            **options,
+        )
 
 
 @contextmanager
-def ray_session(config: RunConfig, runs_at_once: int = 1) -> Iterator[None]:
-    """Ray for the length of the block; leaving it ends every actor the run started."""
+def ray_session(config: RunConfig, runs_at_once: int = 1, *, is_run: bool = True) -> Iterator[None]:
+    """Ray for the length of the block; leaving it ends every actor the run started.
+
+    An error that leaves it has its failure bundle written while Ray can still be asked. `is_run`:
+    this process drives what is in the run folder, where no second one may; without it, the folder
+    is a place for logs.
+    """
+    run_dir = config.cluster.run_dir
+    if is_run:
+        take_over(run_dir)
     start_ray(config, runs_at_once)
-    log = Path(config.cluster.run_dir) / "logs" / "driver.log"
-    quiet_logs(log)
+    quiet_logs(Path(run_dir) / "logs" / "driver.log")
+    if is_run:
+        record_driver(run_dir, own_ray_pids() if config.cluster.address is None else [])
     try:
         yield
+    except Exception as error:
+        write_failure(run_dir, error)
+        raise
     finally:
         ray.shutdown()
+        if is_run:
+            forget_driver(run_dir)
+
+
+def own_ray_pids() -> list[int]:
+    """The processes of the Ray that this process started."""
+    from ray._private.worker import _global_node as node
+
+    processes = node.all_processes.values() if node is not None else []
+    return [info.process.pid for several in processes for info in several]
 
 
 def namespace(config: RunConfig) -> str:
@@ -65,9 +102,18 @@ def namespace(config: RunConfig) -> str:
 
 
 def runtime_env() -> dict[str, Any]:
-    """The environment variables of runtime_env.yaml; code is installed, not shipped, here."""
+    """The environment variables of runtime_env.yaml; code is installed, not shipped, here.
+
+    Those that a submitted job was given already stay as they are: Ray refuses to be given one
+    twice, even with the same value.
+    """
     text = (ROOT / "runtime_env.yaml").read_text()
-    return {"env_vars": yaml.safe_load(text)["env_vars"]}
+    given = submitted_job().get("runtime_env", {}).get("env_vars", {})
+    variables = yaml.safe_load(text)["env_vars"]
+    return {
+        "env_vars": {name: text for name, text in variables.items() if name not in given},
+        "worker_process_setup_hook": network.HOOK,
+    }
 
 
 def role_env(cpus: float, device: str) -> dict[str, Any]:
@@ -90,6 +136,7 @@ def cpus_wanted(config: RunConfig) -> float:
     if config.algorithm.name in OFFLINE:
         return learner
     judges = len(config.feedback.rewards) * cluster.reward.num_workers
+    judges *= config.feedback.service is None
     engines = cluster.rollout.num_engines + (config.data.source == "policy+reference")
     return (
         learner
@@ -110,7 +157,7 @@ def log_to_file(run_dir: str, role: str) -> None:
     folder = Path(run_dir) / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     handler = RunLog(folder / f"{role}.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     for other in [other for other in root.handlers if isinstance(other, RunLog)]:
         root.removeHandler(other)
@@ -138,12 +185,13 @@ def keep_worker_logs(run_dir: str, before: Mapping[str, int] | None = None) -> N
     Files as long as they were `before` are of earlier runs. Not told by their times: clocks jump.
     A disk without room for them keeps none.
     """
-    target = Path(run_dir) / "logs" / "ray"
+    target, secrets = Path(run_dir) / "logs" / "ray", known_secrets()
     try:
         for file in _worker_logs():
             if file.stat().st_size > (before or {}).get(file.name, 0):
                 target.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(file, target)
+                text = file.read_text(encoding="utf-8", errors="replace")
+                (target / file.name).write_text(redact_text(text, secrets), encoding="utf-8")
     except OSError as error:
         logger.warning("%s: what workers printed is not kept: %s", target, error)
 
@@ -152,23 +200,3 @@ def _worker_logs() -> list[Path]:
     from ray._private.worker import _global_node as node  # Ray has no public way to this folder
 
     return sorted(Path(node.get_logs_dir_path()).glob("worker-*")) if node is not None else []
-
-
-def root_cause(error: BaseException) -> str:
-    """One line: the first error of a chain of Ray, Ray Train and plain exceptions."""
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        failures = getattr(error, "worker_failures", None)
-        inner = (
-            next(iter(failures.values()), None)
-            if failures
-            else getattr(error, "cause", None) or error.__cause__
-        )
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    text = lines[-1] if lines else ""
-    name = type(error).__name__
-    return text if isinstance(error, ValueError) or text.startswith(name) else f"{name}: {text}"

@@ -21,7 +21,7 @@ from cluster.engines import EngineHandle, start_engines
 from cluster.evaluation import JudgedReply, judged_replies, judges_alone, with_total
 from cluster.fleet import Fleet
 from cluster.groups import sample_seed
-from cluster.inputs import check_models, check_reward
+from cluster.inputs import check_judges, check_models
 from cluster.ledger import write_table
 from cluster.progress import RunProgress
 from cluster.runtime import keep_worker_logs, ray_session
@@ -91,8 +91,8 @@ def _check_rewards(config: RunConfig) -> None:
     rewards = config.feedback.rewards
     if config.feedback.one_shot:
         raise ConfigError("feedback.one_shot finds multipliers in a run; give feedback.multipliers")
+    check_judges(config)
     for name, reward in rewards.items():
-        check_reward(f"feedback.rewards.{name}", reward)
         if reward.weight and not judges_alone(reward.kind):
             raise ConfigError(
                 f"feedback.rewards.{name}: a {reward.kind} gives no score to a single fresh reply; "
@@ -107,7 +107,7 @@ def _check_rewards(config: RunConfig) -> None:
 
 def run_alone(samples: Samples) -> list[list[float]]:
     """`draw` on a Ray of its own."""
-    with ray_session(samples.config):
+    with ray_session(samples.config, is_run=False):
         try:
             with RunProgress(len(samples.prompts), "sampling") as progress:
                 return draw(samples, progress)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -10,9 +10,12 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from actors.judges.answers import checked
 from actors.reward import Judge, Scores, build_judge
 from actors.rollout import EngineSpec
 from actors.specs import FrozenSpec
+from cluster.batches import rollout_rows
+from cluster.errors import with_batch
 from cluster.events import record
 from cluster.runtime import free_port, log_to_file, role_env
 from configs.cluster import ScoringPlacement
@@ -23,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 Spawn = Callable[[], list[Any]]
 """Creates the workers of a group anew."""
+Check = Callable[[Any, Sequence[Rollout]], None]
+"""Looks at one worker's answer to its share of the replies."""
 
 
 class Worker:
@@ -86,6 +91,9 @@ class ReferenceWorker(Worker):
 class ScoringGroup:
     """Workers that answer together; one call at a time, so ranks see calls in the same order."""
 
+    hint = "see its log in the run folder"
+    """What is said of a group that does not start."""
+
     def __init__(
         self,
         name: str,
@@ -96,9 +104,13 @@ class ScoringGroup:
         start_deadline_s: float,
         run_dir: str,
         built_of: str = "",
+        check: Check | None = None,
     ) -> None:
+        """`check` raises `ValueError` for an answer that cannot be used. Failures become events of
+        `run_dir`: judge_failed, or judge_replaced.
+        """
         self.name = name
-        self.run_dir = run_dir
+        self.run_dir, self.check = run_dir, check
         self.spawn = spawn
         self.built_of = built_of
         """What its workers were started with; groups of one such text answer alike. Empty: unlike
@@ -138,8 +150,7 @@ class ScoringGroup:
             await asyncio.wait_for(asyncio.shield(self._loading), self.start_deadline_s)
         except TimeoutError as error:
             raise RuntimeError(
-                f"{self.name} did not start within {self.start_deadline_s:.0f} s; "
-                f"see its log in the run folder"
+                f"{self.name} did not start within {self.start_deadline_s:.0f} s; {self.hint}"
             ) from error
 
     async def _load(self) -> None:
@@ -156,23 +167,26 @@ class ScoringGroup:
         reason, cause = "", None
         async with self._turn:
             for attempt in range(1, self.attempts + 1):
+                gone = False
                 try:
                     await self._loaded()
                     return await self._call(rollouts)
                 except (GetTimeoutError, TimeoutError) as error:
-                    reason, cause = f"no answer within {self.deadline_s:.0f} s", error
-                    self._replace()
-                    record(self.run_dir, "judge_replaced", judge=self.name, reason=reason)
+                    reason, cause, gone = self._late(), error, True
                 except RayActorError as error:
-                    reason, cause = "its process died", error
-                    self._replace()
-                    record(self.run_dir, "judge_replaced", judge=self.name, reason=reason)
+                    reason, cause, gone = "its process died", error, True
                 except RayTaskError as error:
                     reason, cause = str(error.cause), error
-                self.retries += 1
-                logger.warning("%s failed (try %d): %s", self.name, attempt, reason)
-        raise RuntimeError(
-            f"{self.name} failed {self.attempts} times (phase: score); last: {reason}"
+                except ValueError as error:  # an answer that does not fit
+                    reason, cause = str(error), error
+                self._note(attempt, reason, "replaced" if gone else "failed")
+                if gone:
+                    self._replace()
+        raise with_batch(
+            RuntimeError(
+                f"{self.name} failed {self.attempts} times (phase: score); last: {reason}"
+            ),
+            rollout_rows(rollouts),
         ) from cause
 
     async def _loaded(self) -> None:
@@ -182,6 +196,17 @@ class ScoringGroup:
         except RayTaskError as error:
             raise RuntimeError(f"{self.name} did not load: {error.cause}") from error
 
+    def _late(self) -> str:
+        return f"no answer within {self.deadline_s:.0f} s (feedback.deadline_s)"
+
+    def _note(
+        self, attempt: int, reason: str, kind: Literal["failed", "replaced"] = "failed"
+    ) -> None:
+        """Count and tell of a call that has to be made again."""
+        self.retries += 1
+        logger.warning("%s failed (try %d): %s", self.name, attempt, reason)
+        record(self.run_dir, f"judge_{kind}", judge=self.name, reason=reason[:300])
+
     async def _call(self, rollouts: Sequence[Rollout]) -> list[Any]:
         shares = np.array_split(np.arange(len(rollouts)), len(self.workers))
         calls = []
@@ -190,7 +215,15 @@ class ScoringGroup:
             rows = share if len(share) else np.arange(1)
             calls.append(worker.score.remote([rollouts[int(row)] for row in rows]))
         results = await asyncio.wait_for(asyncio.gather(*calls), self.deadline_s)
-        return [result for result, share in zip(results, shares, strict=True) if len(share)]
+        answers = [
+            (result, [rollouts[int(row)] for row in share])
+            for result, share in zip(results, shares, strict=True)
+            if len(share)
+        ]
+        if self.check is not None:
+            for answer, share in answers:
+                self.check(answer, share)
+        return [answer for answer, _ in answers]
 
     async def respawn(self, spawn: Spawn) -> None:
         """End the workers after the call in progress, and go on with others."""
@@ -208,8 +241,20 @@ def merge_scores(parts: Sequence[Scores]) -> Scores:
     return {name: tuple(x for part in parts for x in part[name]) for name in parts[0]}
 
 
+def check_scores(name: str, answer: Any, rollouts: Sequence[Rollout]) -> None:
+    """Whether a judge of reward `name` gave every reply one finite number, parts included."""
+    if not isinstance(answer, Mapping) or name not in answer:
+        raise ValueError(f"reward {name}: no scores of this name in what its judge returned")
+    for part, scores in answer.items():
+        checked(part, scores, rollouts)
+
+
 def reward_groups(config: RunConfig) -> dict[str, ScoringGroup]:
-    """One group per named reward."""
+    """One group per named reward: of a service where the run names one, else of own actors."""
+    if config.feedback.service is not None:
+        from cluster.serve.client import ServiceGroup  # which is made of this module
+
+        return {name: ServiceGroup(config, name) for name in config.feedback.rewards}
     placement = config.cluster.reward
     return {
         name: ScoringGroup(
@@ -219,8 +264,9 @@ def reward_groups(config: RunConfig) -> dict[str, ScoringGroup]:
             attempts=config.feedback.attempts,
             start_deadline_s=placement.start_deadline_s,
             run_dir=config.cluster.run_dir,
+            check=partial(check_scores, name),
             built_of=repr(
-                (name, _unweighted(reward), _reward_specs(config, name, reward), placement)
+                (name, _unweighted(reward), reward_specs(config, name, reward), placement)
             ),
         )
         for name, reward in config.feedback.rewards.items()
@@ -235,11 +281,11 @@ def _spawn_reward(config: RunConfig, name: str, reward: RewardConfig) -> list[An
     placement, run_dir = config.cluster.reward, config.cluster.run_dir
     return [
         _worker(RewardWorker, placement, config).remote(name, reward, spec, run_dir)
-        for spec in _reward_specs(config, name, reward)
+        for spec in reward_specs(config, name, reward)
     ]
 
 
-def _reward_specs(
+def reward_specs(
     config: RunConfig, name: str, reward: RewardConfig
 ) -> Sequence[FrozenSpec | EngineSpec | None]:
     """What each worker of a reward has to load."""

@@ -25,10 +25,9 @@ from ray.exceptions import (
 
 from cluster.deadlines import late
 from cluster.engines import EngineHandle
-from cluster.errors import Fenced, NotBegun, Unrecoverable
+from cluster.errors import Fenced, NotBegun, Unrecoverable, carrying, root_cause
 from cluster.evaluation import JudgedReply
 from cluster.ledger import LedgerRow
-from cluster.runtime import root_cause
 from configs.schema import RunConfig
 from rl.types import Experience, Metrics, Prompt
 
@@ -77,7 +76,7 @@ class CollectorClient:
             except (NotBegun, Fenced):
                 raise
             except RayTaskError as error:
-                raise Unrecoverable(root_cause(error)) from error
+                raise carrying(Unrecoverable(root_cause(error)), error) from error
 
 
 class LiveRoster:

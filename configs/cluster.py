@@ -6,6 +6,7 @@ from pydantic import Field
 
 from configs.base import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 from configs.kubernetes import KubernetesConfig
+from configs.reward_service import RewardServiceConfig
 
 
 class LearnerPlacement(Section):
@@ -129,6 +130,7 @@ class ClusterConfig(Section):
     rollout: RolloutPlacement = RolloutPlacement()
     reward: ScoringPlacement = ScoringPlacement()
     reference: ScoringPlacement = ScoringPlacement()
+    reward_service: RewardServiceConfig = RewardServiceConfig()
     sync: SyncConfig = SyncConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     dashboard: bool = True

@@ -187,6 +187,29 @@ def one_worker(config: RunConfig) -> str | None:
     return None
 
 
+def reward_service(config: RunConfig) -> str | None:
+    """An address that is one, for a run that has replies judged; replicas from few to many."""
+    service, address = config.cluster.reward_service, config.feedback.service
+    if service.max_replicas < service.min_replicas:
+        return (
+            f"cluster.reward_service.max_replicas={service.max_replicas} is less than "
+            f"min_replicas={service.min_replicas}: raise it"
+        )
+    if address is None:
+        return None
+    if not re.fullmatch(r"https?://[^/\s?#@]+/?", address):
+        return (
+            f"feedback.service is {address}: give the address of a reward service alone, such as "
+            f"http://127.0.0.1:{service.port}"
+        )
+    if config.algorithm.name in OFFLINE:
+        return (
+            f"feedback.service has no meaning for algorithm.name={config.algorithm.name}, which "
+            "has no reply judged: leave it out"
+        )
+    return None
+
+
 def something_to_compare(config: RunConfig) -> str | None:
     """Judges of pairs have two replies to one prompt."""
     data = config.data
@@ -281,4 +304,17 @@ def kl_strength(config: RunConfig) -> float:
 def has_reward_models(config: RunConfig) -> bool:
     """Whether reward processes hold weights, and so need a GPU where there are some."""
     rewards = config.feedback.rewards.values()
+    if config.feedback.service is not None:
+        return False
     return config.algorithm.name not in OFFLINE and any(r.kind in MODEL_KINDS for r in rewards)
+
+
+ALWAYS = (
+    reward_names,
+    reward_settings,
+    combination,
+    mixture_of_reward_models,
+    one_worker,
+    reward_service,
+)
+"""Rules of every run, whatever its algorithm."""

@@ -23,6 +23,8 @@ def absolute_paths(config: RunConfig) -> RunConfig:
         )
         for name, reward in config.feedback.rewards.items()
     }
+    service = config.cluster.reward_service
+    service = service.model_copy(update=_absolute(service, "token_file"))
     return config.model_copy(
         update={
             "model": config.model.model_copy(
@@ -34,6 +36,7 @@ def absolute_paths(config: RunConfig) -> RunConfig:
             "cluster": config.cluster.model_copy(
                 update=_absolute(config.cluster, "run_dir")
                 | {"checkpoint": config.cluster.checkpoint.model_copy(update=_checkpoint(config))}
+                | {"reward_service": service}
             ),
         }
     )

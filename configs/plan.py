@@ -157,7 +157,7 @@ def _roles(config: RunConfig, shape: ModelShape | None) -> tuple[Role, ...]:
     reward_models = sum(map(frozen_models, config.feedback.rewards.values()))
     reward = Role(
         name="reward",
-        count=cluster.reward.num_workers,
+        count=0 if config.feedback.service else cluster.reward.num_workers,
         cpus=cluster.reward.cpus_per_worker,
         gpus=cluster.reward.gpus_per_worker,
         parts=scoring_parts(config, shape, "reward", reward_models),

@@ -238,6 +238,9 @@ class FeedbackConfig(Section):
     mixture: MixtureConfig | None = None
     """Of reward_model: one model for each group of annotators who agree (MaxMin-RLHF), in
     `models/0`, `models/1`, ... of the run folder."""
+    service: str | None = None
+    """Address of a reward service (`attune serve rewards`), such as http://host:8100, that judges
+    replies in place of processes of this run; where empty, the run starts its own."""
     deadline_s: PositiveFloat = 120.0
     """Of one scoring call. A call that takes longer has failed and its actor is replaced."""
     attempts: Positive = 3

@@ -1,5 +1,6 @@
 """The checkpoints of a learner: what it goes on from, and when it saves."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -96,6 +97,8 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until the last checkpoint is on record."""
         self.saver.close()
+        with contextlib.suppress(OSError):  # the last rank of the node to leave
+            self.saver.scratch.parent.rmdir()
         if self._watch is not None:
             self._watch.close()
 

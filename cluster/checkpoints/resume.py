@@ -92,7 +92,8 @@ def resume(store: Store, scratch: Path, load: Load, run_dir: str) -> tuple[int, 
     dist.barrier()
     if _local_rank() == 0:
         shutil.rmtree(scratch, ignore_errors=True)
-    attempt = _from_first(begin_attempt(store, step) if is_first else None)
+    with room(store.name, "the note of this attempt"):
+        attempt = _from_first(begin_attempt(store, step) if is_first else None)
     return step, attempt
 
 

@@ -145,8 +145,27 @@ def test_a_folder_that_holds_a_run_is_refused_and_nothing_in_it_is_lost(
     assert (folder / "config.yaml").read_text() == "mine: 1\n"
 
 
-def test_resuming_where_no_run_is_refused(config_file: Path) -> None:
-    refused(run(config_file, "--resume"), "no run to resume")
+def test_resuming_with_other_settings_is_refused_and_names_the_first(
+    config_file: Path, tmp_path: Path
+) -> None:
+    stored = tmp_path / "run" / "config.yaml"
+    stored.parent.mkdir()
+    stored.write_text(config_file.read_text())
+    refused(run(config_file, "--resume", "data.seed=7"), "data.seed", "7", "began with")
+    assert stored.read_text() == config_file.read_text()
+
+
+def test_a_run_inside_another_run_is_refused(config_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "logs").mkdir(parents=True)
+    (other / "config.yaml").write_text("mine: 1\n")
+    refused(run(config_file, f"cluster.run_dir={other}/inner"), "cluster.run_dir", "another run")
+
+
+def test_an_address_where_no_cluster_is_is_refused(config_file: Path, tmp_path: Path) -> None:
+    refused(run(config_file, "cluster.address=127.0.0.1:9"), "cluster.address", "nothing answers")
+    refused(run(config_file, "cluster.address=ray://127.0.0.1:10001"), "cluster.address", "ray://")
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_little_memory_is_refused_by_the_plan(config_file: Path) -> None:

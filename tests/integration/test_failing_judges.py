@@ -1,12 +1,15 @@
 """A judge that raises, hangs, lies or dies: tried again, replaced, and never taken for a number."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
-from cluster.scoring import ScoringGroup, merge_scores, reward_groups
+from cluster.events import read_events
+from cluster.scoring import ScoringGroup, check_scores, merge_scores, reward_groups
 from rl.types import Prompt, Rollout, VersionSpan
 from tests.integration.loop import tiny_run
 
@@ -70,15 +73,64 @@ def test_a_judge_that_never_answers_right_fails_the_call_and_says_why(
 
 
 @pytest.mark.parametrize(
-    "failure", ["time.sleep(600)", "os._exit(3)", "raise RuntimeError('busy')"]
+    ("failure", "event", "reason"),
+    [
+        ("time.sleep(30)", "judge_replaced", "no answer within 5 s (feedback.deadline_s)"),
+        ("os._exit(3)", "judge_replaced", "its process died"),
+        ("raise RuntimeError('busy')", "judge_failed", "RuntimeError: busy"),
+        ("return [float('nan')] * len(r)", "judge_failed", "returned nan for reply 0"),
+        ("return [1.0]", "judge_failed", "returned 1 scores for 2 replies"),
+    ],
 )
 def test_a_judge_that_fails_once_is_asked_again_and_no_score_is_lost(
-    tmp_path: Path, world_model: Path, world_prompts: Path, failure: str
+    tmp_path: Path, world_model: Path, world_prompts: Path, failure: str, event: str, reason: str
 ) -> None:
     code = (
         f"def reward(p, r, rows):\n    {FIRST_CALL}\n    if first: {failure}\n"
         "    return [len(reply) for reply in r]\n"
     )
+    (tmp_path / "run").mkdir()
     judge = group(tmp_path, world_model, world_prompts, code, attempts=2, deadline_s=5)
     assert score(judge, "", "four") == (0.0, 4.0)
     assert judge.retries == 1
+    (told,) = read_events(tmp_path / "run")
+    assert (told["kind"], told["judge"]) == (event, "reward judge")
+    assert reason in told["reason"]
+
+
+class Liar:
+    """A worker of a reward that answers with what it was made of, one answer a call."""
+
+    def __init__(self, answers: list[dict[str, tuple[float, ...]]]) -> None:
+        self.answers = iter(answers)
+
+    def load(self, address: str) -> None:
+        """There is nothing to load."""
+
+    def score(self, rollouts: list[Rollout]) -> dict[str, tuple[float, ...]]:
+        return next(self.answers)
+
+
+def test_what_any_judge_s_process_answers_is_checked_before_it_is_a_score(tmp_path: Path) -> None:
+    answers: list[dict[str, tuple[float, ...]]] = [
+        {"judge": (1.0,)},
+        {"jugde": (1.0, 2.0)},
+        {"judge": (1.0, 2.0), "judge/part": (1.0, float("inf"))},
+        {"judge": (1.0, 2.0), "judge/part": (3.0, 4.0)},
+    ]
+    judge = ScoringGroup(
+        "reward judge",
+        lambda: [ray.remote(Liar).options(num_cpus=0).remote(answers)],
+        deadline_s=60,
+        attempts=4,
+        start_deadline_s=60,
+        run_dir=str(tmp_path),
+        check=partial(check_scores, "judge"),
+    )
+    assert score(judge, "a", "b") == (1.0, 2.0)
+    assert [event["reason"].partition(";")[0] for event in read_events(tmp_path)] == [
+        "reward judge returned 1 scores for 2 replies",
+        "reward judge: no scores of this name in what its judge returned",
+        "reward judge/part returned inf for reply 1 ('b')",
+    ]
+    judge.end()

@@ -1,0 +1,89 @@
+"""A Ray that a run starts for itself: token on, on loopback alone, and ended by SIGTERM."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.load import to_yaml
+from tests.integration.loop import tiny_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+
+SCRIPT = """
+import json, os, signal, sys
+from pathlib import Path
+import psutil
+from cluster.auth import ensure_token
+ensure_token()
+from cluster.signals import stop_on_sigterm
+stop_on_sigterm()
+import ray
+from cluster.runtime import ray_session
+from configs.load import load_config
+
+config = load_config(sys.argv[1])
+try:
+    with ray_session(config):
+        @ray.remote(num_cpus=0)
+        class Worker:
+            def __init__(self): self.address = ray.util.get_node_ip_address()
+            def ping(self): return self.address
+        worker = Worker.remote()
+        address = ray.get(worker.ping.remote(), timeout=60)
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        heard = [
+            [connection.laddr.ip, process.name()]
+            for process in family
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        driver = json.loads((Path(config.cluster.run_dir) / "driver.json").read_text())
+        print(json.dumps({
+            "address": address,
+            "heard": heard,
+            "mode": os.environ["RAY_AUTH_MODE"],
+            "has_token": bool(os.environ["RAY_AUTH_TOKEN"]),
+            "driver": driver["driver"]["pid"] == os.getpid(),
+            "own_ray": [psutil.Process(one["pid"]).name() for one in driver["ray"]],
+        }), flush=True)
+        signal.raise_signal(signal.SIGTERM)
+        print("went on")
+except KeyboardInterrupt:
+    is_free = not Path(config.cluster.run_dir, "driver.json").exists()
+    print("interrupted", not ray.is_initialized(), is_free)
+"""
+LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+
+
+def test_it_asks_for_a_token_listens_on_loopback_alone_and_ends_on_sigterm(
+    world_model: Path, world_prompts: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(world_model, world_prompts, tmp_path / "run", "cluster.dashboard=true")
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")
+    }
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+        env=environment | {"PYTHONPATH": str(Path(__file__).parents[2]), "HOME": str(tmp_path)},
+    )
+    assert result.returncode == 0, result.stderr
+    first, *rest = [line for line in result.stdout.splitlines() if line.strip()]
+    found = json.loads(first)
+    assert found["mode"] == "token"
+    assert found["has_token"]
+    assert found["address"] == "127.0.0.1"
+    assert len(found["heard"]) >= 5, "head, raylet, agents, workers: less shows nothing"
+    assert [one for one in found["heard"] if one[0] not in LOOPBACK] == []
+    assert found["driver"]
+    assert {"raylet", "gcs_server"} <= set(found["own_ray"])
+    assert rest == ["interrupted True True"]
