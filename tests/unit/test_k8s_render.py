@@ -1,8 +1,10 @@
 """A run's YAML becomes manifests that say each number once, and are right."""
 
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -321,6 +323,17 @@ def test_start_becomes_the_command(tmp_path):
     # The words and the exit code are those of `attune sft`.
     assert result.returncode == 2
     assert "error: model.path: /none" in result.stderr
+
+
+def test_the_example_in_the_docs_renders(tmp_path):
+    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    block = textwrap.dedent(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
+    file = tmp_path / "first.yaml"
+    file.write_text(block.replace("extends: ", f"extends: {ROOT}/configs/"))
+    made = render(load_config(file))
+    assert [item.file for item in made if item.document["kind"] == "RayJob"] == ["ray_job.yaml"]
+    files = set(re.findall(r"^\| `(\w+\.yaml)`", text, re.MULTILINE))
+    assert {item.file for item in made} <= files
 
 
 def test_the_image_holds_what_a_run_reads():
