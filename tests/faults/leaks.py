@@ -106,7 +106,7 @@ def main() -> int:
         )  # fmt: skip
         process = start(config)
         try:
-            whole = psutil.Process(process.pid)
+            whole, looks = psutil.Process(process.pid), 0
             while process.poll() is None:
                 time.sleep(options.every)
                 step = float((read_steps(folder / "run") or [0])[-1])
@@ -118,6 +118,9 @@ def main() -> int:
                             series[one.pid, role_of(one), what].append((step, value))
                     except psutil.Error:
                         continue
+                looks += 1
+                if looks % 6 != 1:  # to ask, one has to join the cluster, which costs it something
+                    continue
                 try:
                     store = store_mib(address_of(whole))
                     series[0, "object store", "private_mib"].append((step, store))
@@ -139,7 +142,7 @@ def judged(series: dict[tuple[int, str, str], list[tuple[float, float]]], num_st
         if len(late) < 10:
             continue
         growth, half = slope([s for s, _ in late], [v for _, v in late])
-        is_fine = growth - half <= BOUNDS[what]
+        is_fine = growth <= BOUNDS[what]
         is_flat &= is_fine
         print(json.dumps({
             "role": role, "what": what, "first": round(late[0][1], 1),
