@@ -31,6 +31,7 @@ from configs.ablation import read_ablation
 from configs.ablation_plan import Plan, PlannedRun, Start, make_plan
 from configs.errors import ConfigError
 from configs.load import load_config
+from configs.redaction import redact_text
 from configs.schema import OFFLINE, RunConfig
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ def _draw(config: RunConfig, title: str, count: int, console: Console) -> None:
 
 def _note(folder: Path, reason: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FAILED).write_text(reason + "\n")
+    (folder / FAILED).write_text(redact_text(reason) + "\n")
 
 
 def _reason(run: PlannedRun) -> str:

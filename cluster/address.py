@@ -34,7 +34,14 @@ def check_address(address: str) -> None:
             f"cluster.address: nothing answers at {bootstrap} ({error}); start the head with `ray "
             "start --head`, or give its HOST:PORT"
         ) from error
-    _check_version(bootstrap, _metadata(bootstrap))
+    metadata = _metadata(bootstrap)
+    if os.environ.get("RAY_AUTH_MODE") == "token" and not _asks_for_token(bootstrap):
+        raise ConfigError(
+            f"cluster.address: {bootstrap} runs without tokens, and ours are on, so its workers "
+            "could not answer us; start the cluster with RAY_AUTH_MODE=token and a token, or set "
+            "RAY_AUTH_MODE=disabled here"
+        )
+    _check_version(bootstrap, metadata)
 
 
 def _bootstrap(address: str) -> str:
@@ -69,6 +76,19 @@ def _metadata(bootstrap: str) -> dict[str, str]:
             "and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to what the cluster was started with"
         ) from error
     return json.loads(answer) if answer else {}
+
+
+def _asks_for_token(bootstrap: str) -> bool:
+    """Whether the head refuses a caller without token; Ray's own clients cannot ask without one."""
+    import grpc
+
+    with grpc.insecure_channel(bootstrap) as channel:
+        call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            call(b"", timeout=CONNECT_S)
+        except grpc.RpcError as error:
+            return error.code() == grpc.StatusCode.UNAUTHENTICATED  # pyright: ignore[reportAttributeAccessIssue] - of Call, which every such error is
+    return False
 
 
 def _check_version(bootstrap: str, metadata: dict[str, str]) -> None:

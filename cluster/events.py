@@ -8,15 +8,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from configs.redaction import redact
+
 FILE = "events.jsonl"
 
 
 def record(run_dir: str | Path, kind: str, **facts: Any) -> None:
     """Append a line with `time` (unix seconds), `kind` and the facts.
 
-    A full disk loses the line, not the run.
+    Secrets are taken out of the facts. A full disk loses the line, not the run.
     """
-    line = json.dumps({"time": round(time.time(), 3), "kind": kind, **facts}) + "\n"
+    line = json.dumps({"time": round(time.time(), 3), "kind": kind, **redact(facts)}) + "\n"
     try:
         with (Path(run_dir) / FILE).open("ab", buffering=0) as file:
             file.write(line.encode())

@@ -17,7 +17,8 @@ INJECTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 def submitted_job() -> dict[str, Any]:
     """`runtime_env` and `metadata` that this driver was submitted with; empty for another one."""
-    return json.loads(os.environ.get(INJECTED, "{}"))
+    given = json.loads(os.environ.get(INJECTED, "{}"))
+    return {name: given.get(name) or {} for name in ("runtime_env", "metadata")} if given else {}
 
 
 def metadata_of(config: RunConfig) -> dict[str, str]:

@@ -70,4 +70,9 @@ def await_actors_gone(namespace: str, deadline_s: float = ACTORS_S) -> None:
 
 
 def _names(actors: Any, namespace: str) -> list[str]:
-    return sorted(actor["name"] for actor in actors if actor["namespace"] == namespace)
+    """Of a run, and of the runs in folders below its own, as an ablation has them."""
+    return sorted(
+        actor["name"]
+        for actor in actors
+        if actor["namespace"] == namespace or actor["namespace"].startswith(f"{namespace}/")
+    )

@@ -23,6 +23,7 @@ from cluster.joining import await_actors_gone, take_over
 from cluster.loopback import loopback_only
 from cluster.progress import quiet_logs
 from cluster.signals import handlers_kept
+from configs.errors import ConfigError
 from configs.redaction import RedactingFormatter, known_secrets, redact_text
 from configs.schema import OFFLINE, RunConfig
 
@@ -73,12 +74,15 @@ def ray_session(config: RunConfig, runs_at_once: int = 1, *, is_run: bool = True
     run_dir = config.cluster.run_dir
     if is_run:
         take_over(run_dir)
-    start_ray(config, runs_at_once)
-    quiet_logs(Path(run_dir) / "logs" / "driver.log")
-    if is_run:
-        record_driver(run_dir, own_ray_pids() if config.cluster.address is None else [])
+        record_driver(run_dir, [])
     try:
+        start_ray(config, runs_at_once)
+        quiet_logs(Path(run_dir) / "logs" / "driver.log")
+        if is_run and config.cluster.address is None:
+            record_driver(run_dir, own_ray_pids())
         yield
+    except ConfigError:  # refused before anything was lost
+        raise
     except Exception as error:
         write_failure(run_dir, error)
         raise
