@@ -65,8 +65,8 @@ class ScoringPods(WorkerPods):
 
 
 class RewardServicePods(WorkerPods):
-    """The reward service as a RayService of its own, shared by several runs. It has as many replicas
-    as `cluster.reward_service` says, each with the CPUs and GPUs of `cluster.reward`."""
+    """The reward service as a RayService of its own, shared by several runs. It has as many
+    replicas as `cluster.reward_service` says, each with the CPUs and GPUs of `cluster.reward`."""
 
     clients: tuple[str, ...] = ()
     """Namespaces whose pods may ask for rewards, beside the pods of runs in this one."""
