@@ -17,7 +17,7 @@ from tests.integration.loop import tiny_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
 
-LENGTH = 300
+LENGTH = 240
 
 
 def requests(count: int) -> list[SampleRequest]:
@@ -39,7 +39,7 @@ async def sampled_while_one_leaves(fleet: Fleet) -> tuple[list[list[Rollout]], i
     leaver = fleet.engines[0]
     while await leaver.actor.num_flying.remote() < 8:
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.5)  # let it write some tokens; 300 take several seconds
+    await asyncio.sleep(0.5)  # let it write some tokens; 240 take seconds
     flying = len(fleet._seats[leaver.key].flying)
     await fleet.release(leaver.key)
     assert leaver.key not in [engine.key for engine in fleet.engines]
@@ -51,7 +51,7 @@ def test_replies_are_continued_from_their_tokens(
 ) -> None:
     config = tiny_run(
         world_model, world_prompts, tmp_path / "run", "cluster.rollout.num_engines=2",
-        "model.max_length=320", f"data.sampling.max_new_tokens={LENGTH}",
+        "model.max_length=256", f"data.sampling.max_new_tokens={LENGTH}",
     )  # fmt: skip
     engines = start_engines(config)
     ray.get([engine.actor.start.remote() for engine in engines], timeout=240)
