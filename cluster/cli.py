@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +42,7 @@ Overrides = Annotated[
 ]
 Resume = Annotated[bool, typer.Option(help="Go on from the run folder's last checkpoint.")]
 DryRun = Annotated[bool, typer.Option(help="Check, print the derived plan and start nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option(help="Show tracebacks.")]
 
 COMMANDS = {"sft": "sft", "reward_model": "reward-model"}
@@ -245,14 +247,53 @@ def inspect_command(
 
 
 @app.command()
-def doctor() -> None:
-    """Check this machine: versions, cores, memory, disk, shared memory; what is wrong, and why."""
-    with guarded(debug=False):
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Of the cluster; those of this machine where left out.")
+    ] = None,
+    gpu_gib: Annotated[
+        float | None, typer.Option("--gpu-gib", help="Memory of one GPU, likewise.")
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="10^12 operations a second of one GPU or core, in use.")
+    ] = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Memory and time of a run before it is launched, and a placement for it; 2 if it can't fit."""
+    with guarded(debug):
+        from cluster.planning import plan_run
+
+        text, refusal = plan_run(
+            _loaded(config, overrides),
+            gpus=gpus, gpu_gib=gpu_gib, tflops=tflops, as_json=json_output,
+        )  # fmt: skip
+        typer.echo(text)
+        if refusal:
+            raise ValueError(refusal)
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML of a run: look at what that run needs.")
+    ] = None,
+    overrides: Overrides = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check this machine, and the cluster that CONFIG names: what is wrong, and the remedy."""
+    environment = dict(os.environ)  # before a token is made for this command
+    with guarded(debug):
         from cluster.doctor import examine
 
-        findings = examine()
-        for finding in findings:
-            typer.echo(finding.line())
+        findings = examine(_loaded(config, overrides) if config else None, environment)
+        if json_output:
+            typer.echo(json.dumps([asdict(finding) for finding in findings]))
+        else:
+            typer.echo("\n".join(finding.line() for finding in findings))
         if any(finding.level == "wrong" for finding in findings):
             raise typer.Exit(1)
 
@@ -296,13 +337,15 @@ def _check_method(method: str | None, config: "RunConfig") -> None:
 
 def _plan(config: "RunConfig") -> str:
     """The derived plan of --dry-run; raises ValueError where the run cannot fit."""
-    from configs.machine import available_cores, available_memory
+    from configs.machine import available_cores, available_memory, smallest_gpu
     from configs.plan import derive, render
     from rl.folders import check_model_folder
 
     folder = Path(config.model.path)
     model = check_model_folder(folder, field="model.path") if folder.exists() else None
-    plan = derive(config, model, available_memory(), cores=available_cores())
+    gpu = smallest_gpu() if config.cluster.address is None else None
+    memory, cores = available_memory(), available_cores()
+    plan = derive(config, model, memory, cores=cores, one_gpu_gib=gpu)
     if plan.refusal:
         typer.echo(render(plan), err=True)
         raise ValueError(plan.refusal)

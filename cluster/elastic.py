@@ -33,6 +33,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from cluster.errors import Unrecoverable, root_cause
 from cluster.events import FILE, read_events, record
+from configs.redaction import redact_text
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class RestartPolicy(DefaultFailurePolicy):
         record(
             self.run_dir,
             "learner_failure",
-            error=root_cause(final)[:500] if final else text,
+            error=redact_text(root_cause(final)[:500] if final else text),
             ranks=ranks,
             restarted=decision == FailureDecision.RETRY,
         )

@@ -15,7 +15,13 @@ from cluster.checkpoints.store import check_storage
 from cluster.files import replace_text
 from cluster.run_folder import check_same, stored_text
 from configs.errors import ConfigError
-from configs.machine import COMPILER_REMEDY, available_cores, available_memory, cpp_compiler
+from configs.machine import (
+    COMPILER_REMEDY,
+    available_cores,
+    available_memory,
+    cpp_compiler,
+    smallest_gpu,
+)
 from configs.plan import derive
 from configs.schema import OFFLINE, MixtureConfig, RewardConfig, RunConfig
 from rl.data.encode import (
@@ -83,7 +89,13 @@ def check_models(config: RunConfig) -> None:
     is_here = cluster.device == "cpu" and cluster.address is None
     if is_here and config.algorithm.name not in OFFLINE and not cpp_compiler():
         raise ConfigError(f"no C++ compiler on this machine: {COMPILER_REMEDY}")
-    plan = derive(config, model_config, available_memory(), cores=available_cores())
+    plan = derive(
+        config,
+        model_config,
+        available_memory(),
+        cores=available_cores(),
+        one_gpu_gib=smallest_gpu() if cluster.address is None else None,
+    )
     if plan.refusal:
         raise ConfigError(plan.refusal)
 

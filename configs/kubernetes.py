@@ -65,12 +65,9 @@ class ScoringPods(WorkerPods):
 
 
 class RewardServicePods(WorkerPods):
-    """The reward service as a RayService of its own, shared by several runs; each replica takes the
-    CPUs and GPUs of `cluster.reward`."""
+    """The reward service as a RayService of its own, shared by several runs. It has as many
+    replicas as `cluster.reward_service` says, each with the CPUs and GPUs of `cluster.reward`."""
 
-    min_pods: Positive = 1
-    max_pods: Positive = 1
-    """Pods between these bounds, as many as the replicas need."""
     clients: tuple[str, ...] = ()
     """Namespaces whose pods may ask for rewards, beside the pods of runs in this one."""
 

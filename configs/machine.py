@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,31 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def gpus() -> list[tuple[str, float]]:
+    """Name and GiB of every GPU that the driver shows; none where there is no driver."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=False)
+    except subprocess.TimeoutExpired:
+        return []
+    if answer.returncode != 0:
+        return []
+    return parse_gpus(answer.stdout)
+
+
+def smallest_gpu() -> float | None:
+    """GiB of the smallest GPU here; None without one."""
+    return min((gib for _, gib in gpus()), default=None)
+
+
+def parse_gpus(text: str) -> list[tuple[str, float]]:
+    """Name and GiB from lines such as `NVIDIA H200, 143771`, in MiB."""
+    rows = [line.rpartition(",") for line in text.strip().splitlines()]
+    return [(name.strip(), int(size) / 1024) for name, _, size in rows if size.strip().isdigit()]
 
 
 COMPILER_REMEDY = (

@@ -53,6 +53,7 @@ def path_settings(config: RunConfig) -> Iterator[tuple[str, str]]:
         "data.validation": data.validation,
         "cluster.run_dir": config.cluster.run_dir,
         "cluster.checkpoint.storage": config.cluster.checkpoint.storage,
+        "cluster.reward_service.token_file": config.cluster.reward_service.token_file,
     }
     several = {"model.extra_references": model.extra_references}
     for name, reward in config.feedback.rewards.items():

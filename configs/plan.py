@@ -3,24 +3,32 @@
 The answer of `--dry-run`, and the check that refuses a run this machine cannot hold.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from configs.memory import (
     GIB,
-    RAY_GIB,
     ModelShape,
-    Part,
+    engine_count,
     engine_parts,
-    frozen_models,
     is_online,
     learner_parts,
     model_shape,
-    scoring_parts,
+    reference_parts,
+    reward_parts,
+    reward_workers,
     sequences_per_step,
 )
+from configs.part import Part, at_peak, peak_gib
+from configs.processes import ray_parts
 from configs.schema import RunConfig
+
+GPU_USABLE = 0.92
+"""Of a GPU's memory; the rest is lost between the allocator's blocks."""
+RECORD_BYTES = 24
+"""Of one token in an experience: its id, masks and four log-probs, on the way twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +42,8 @@ class Role:
     parts: tuple[Part, ...]
 
     def gib(self, where: str) -> float:
-        """Memory of one process on the `host` or the `gpu`."""
-        return sum(part.gib for part in self.parts if part.where == where)
+        """Peak memory of one process on the `host` or the `gpu`."""
+        return peak_gib(self.parts, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,8 @@ class Plan:
     gpu_gib: float
     available_gib: float | None
     """Host memory to plan with; None where unknown."""
+    one_gpu_gib: float | None
+    """Memory of one GPU; None where unknown or where none is used."""
     fits: bool
     refusal: str | None
     """One line: the largest role and what to lower; None where the run fits."""
@@ -74,19 +84,24 @@ def derive(
     available_bytes: int | None,
     *,
     cores: int | None = None,
+    one_gpu_gib: float | None = None,
 ) -> Plan:
     """The plan of a checked configuration.
 
     `model_config`: the policy's config.json, whose size stands for all models of the run; None
     where it is not known yet. `available_bytes` and `cores` describe this machine
     (`available_memory`, `available_cores`) and are set aside where `cluster.address` names a
-    cluster; `cluster.memory_gib` goes before `available_bytes`.
+    cluster; `cluster.memory_gib` goes before `available_bytes`. `one_gpu_gib`: memory of each GPU
+    that the run will get.
     """
     shape = model_shape(model_config) if model_config is not None else None
     roles = _roles(config, shape)
     available = _available_gib(config, available_bytes)
-    host = RAY_GIB + sum(role.count * role.gib("host") for role in roles)
-    refusal = _refusal(roles, host, available) if available and host > available else None
+    host = sum(role.count * role.gib("host") for role in roles)
+    gpu = one_gpu_gib if config.cluster.device == "cuda" else None
+    refusal = _gpu_refusal(roles, gpu) if gpu else None
+    if refusal is None and available and host > available:
+        refusal = _refusal(roles, host, available)
     sequences, algorithm = sequences_per_step(config), config.algorithm
     cpus = sum(role.count * role.cpus for role in roles)
     cores = None if config.cluster.address else cores
@@ -107,6 +122,7 @@ def derive(
         host_gib=host,
         gpu_gib=sum(role.count * role.gib("gpu") for role in roles),
         available_gib=available,
+        one_gpu_gib=gpu,
         fits=refusal is None,
         refusal=refusal,
         warnings=_warnings(cpus, cores, shape, available),
@@ -125,12 +141,16 @@ def render(plan: Plan) -> str:
         f"  {'role':<12}{'count':>6}{'cpus':>8}{'gpus':>8}{'host GiB':>10}{'gpu GiB':>10}  largest",
     ]
     lines += [_row(role) for role in plan.roles]
-    lines.append(f"  {'ray':<12}{'':>6}{'':>8}{'':>8}{RAY_GIB:>10.2f}{'':>10}")
     totals = f"{plan.cpus:>8g}{plan.gpus:>8g}{plan.host_gib:>10.2f}{plan.gpu_gib:>10.2f}"
     lines.append(f"  {'total':<12}{'':>6}{totals}")
     lines.append(f"  {'':<12}(cpus, gpus and GiB are those of one process; the total counts all)")
-    if plan.available_gib is not None:
-        lines.append(f"  {'available':<12}{'':>22}{plan.available_gib:>10.2f}")
+    if plan.available_gib is not None or plan.one_gpu_gib is not None:
+        host, gpu = (
+            f"{n:>10.2f}" if n else f"{'':>10}" for n in (plan.available_gib, plan.one_gpu_gib)
+        )
+        lines.append(
+            f"  {'available':<12}{'':>22}{host}{gpu}{'  each' * (plan.one_gpu_gib is not None)}"
+        )
     lines += [f"warning: {warning}" for warning in plan.warnings]
     lines.append(f"refused: {plan.refusal}" if plan.refusal else "fits")
     return "\n".join(lines)
@@ -146,30 +166,40 @@ def _roles(config: RunConfig, shape: ModelShape | None) -> tuple[Role, ...]:
         parts=learner_parts(config, shape),
     )
     if not is_online(config):
-        return (learner,)
+        return _with_ray(config, [learner])
     engine = Role(
         name="engine",
-        count=cluster.rollout.num_engines,
+        count=engine_count(config),
         cpus=cluster.rollout.cpus_per_engine,
         gpus=cluster.rollout.gpus_per_engine,
         parts=engine_parts(config, shape),
     )
-    reward_models = sum(map(frozen_models, config.feedback.rewards.values()))
-    reward = Role(
-        name="reward",
-        count=0 if config.feedback.service else cluster.reward.num_workers,
-        cpus=cluster.reward.cpus_per_worker,
-        gpus=cluster.reward.gpus_per_worker,
-        parts=scoring_parts(config, shape, "reward", reward_models),
-    )
+    rewards = [
+        Role(
+            name=f"reward {name}",
+            count=0 if config.feedback.service else reward_workers(config, reward),
+            cpus=cluster.reward.cpus_per_worker,
+            gpus=cluster.reward.gpus_per_worker,
+            parts=reward_parts(config, shape, reward),
+        )
+        for name, reward in config.feedback.rewards.items()
+    ]
+    has_reference = config.model.reference_update != "none"
     reference = Role(
         name="reference",
         count=cluster.reference.num_workers * (1 + len(config.model.extra_references)),
         cpus=cluster.reference.cpus_per_worker,
         gpus=cluster.reference.gpus_per_worker,
-        parts=scoring_parts(config, shape, "reference", 1),
+        parts=reference_parts(config, shape),
     )
-    return learner, engine, reward, reference
+    return _with_ray(config, [learner, engine, *rewards, *[reference] * has_reference])
+
+
+def _with_ray(config: RunConfig, roles: list[Role]) -> tuple[Role, ...]:
+    """The roles, and what serves them all: driver, Ray, collector."""
+    batch = sequences_per_step(config) * config.model.max_length * RECORD_BYTES
+    parts = ray_parts(config, online=is_online(config), batch_bytes=batch)
+    return *roles, Role(name="ray", count=1, cpus=0, gpus=0, parts=tuple(parts))
 
 
 def _available_gib(config: RunConfig, available_bytes: int | None) -> float | None:
@@ -183,13 +213,60 @@ def _available_gib(config: RunConfig, available_bytes: int | None) -> float | No
 def _refusal(roles: tuple[Role, ...], host: float, available: float) -> str:
     """Names the largest role and, in it, the largest part that can be made smaller."""
     largest = max(roles, key=lambda role: role.count * role.gib("host"))
-    parts = [part for part in largest.parts if part.where == "host" and part.remedy]
-    advice = max(parts, key=lambda part: part.gib).remedy if parts else "free memory"
+    advice = _advice(largest, "host") or "free memory"
     return (
         f"the run needs about {host:.1f} GiB and {available:.1f} GiB is available: the largest "
         f"role is {largest.name} ({largest.count} x {largest.gib('host'):.1f} GiB); {advice}, or "
         "set cluster.memory_gib if there is more"
     )
+
+
+def gpu_loads(roles: tuple[Role, ...]) -> list[tuple[float, dict[str, float]]]:
+    """GPUs as Ray fills them: the share taken of each, and GiB by role.
+
+    A process that wants whole GPUs spreads over its own; one that wants a share goes to the first
+    GPU with room, as Ray packs them.
+    """
+    loads: list[tuple[float, dict[str, float]]] = []
+    for role in roles:
+        if role.gpus == 0:
+            continue
+        gib, whole = role.gib("gpu"), role.gpus >= 1
+        for _ in range(role.count):
+            if whole:
+                loads += [(1.0, {role.name: gib / role.gpus})] * math.ceil(role.gpus)
+                continue
+            fitting = (n for n, (taken, _) in enumerate(loads) if taken + role.gpus <= 1 + 1e-6)
+            number = next(fitting, len(loads))
+            if number == len(loads):
+                loads.append((0.0, {}))
+            taken, inside = loads[number]
+            inside = inside | {role.name: inside.get(role.name, 0.0) + gib}
+            loads[number] = (taken + role.gpus, inside)
+    return loads
+
+
+def _gpu_refusal(roles: tuple[Role, ...], one_gpu_gib: float) -> str | None:
+    """The fullest GPU and what to lower there; None where everything fits."""
+    loads = gpu_loads(roles)
+    if not loads:
+        return None
+    _, inside = max(loads, key=lambda load: sum(load[1].values()))
+    needed = sum(inside.values())
+    if needed <= one_gpu_gib * GPU_USABLE:
+        return None
+    largest = next(role for role in roles if role.name == max(inside, key=lambda n: inside[n]))
+    advice = _advice(largest, "gpu") or "give it a GPU of its own"
+    return (
+        f"{' and '.join(inside)} on one GPU need about {needed:.1f} GiB, and {GPU_USABLE:.0%} of "
+        f"its {one_gpu_gib:.0f} GiB can be used: {advice}, or take larger GPUs"
+    )
+
+
+def _advice(role: Role, where: str) -> str:
+    """What to lower in a role: the remedy of its largest part that has one."""
+    parts = [part for part in at_peak(role.parts, where) if part.remedy]
+    return max(parts, key=lambda part: part.gib).remedy if parts else ""
 
 
 def _warnings(
@@ -206,8 +283,9 @@ def _warnings(
 
 
 def _row(role: Role) -> str:
-    largest = max(role.parts, key=lambda part: part.gib)
+    where = "gpu" if role.gib("gpu") else "host"
+    largest = max(at_peak(role.parts, where), key=lambda part: part.gib)
     return (
-        f"  {role.name:<12}{role.count:>6}{role.cpus:>8g}{role.gpus:>8g}{role.gib('host'):>10.2f}"
-        f"{role.gib('gpu'):>10.2f}  {largest.name} {largest.gib:.2f}"
+        f"  {role.name[:12]:<12}{role.count:>6}{role.cpus:>8g}{role.gpus:>8g}"
+        f"{role.gib('host'):>10.2f}{role.gib('gpu'):>10.2f}  {largest.name} {largest.gib:.2f}"
     )

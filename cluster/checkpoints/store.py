@@ -18,6 +18,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -185,6 +186,11 @@ def check_storage(settings: CheckpointConfig) -> None:
     field = "cluster.checkpoint.storage"
     if settings.storage is None:
         return
+    if urlsplit(settings.storage).password is not None:
+        raise ConfigError(
+            f"{field}: the URL holds a password, which would be kept with the run; leave it out, "
+            "and give it the way the store's own tools take it (environment or files)"
+        )
     name = f".attune-{uuid.uuid4().hex}"
     try:
         store = Store(settings.storage)

@@ -26,16 +26,16 @@ def drain_own_node(deadline_s: float, address: str | None) -> str:
         raise ConfigError("RAY_ADDRESS is not set: this is not a pod of a Ray cluster")
     client = GcsClient(address=address)
     node_id = _own_node(client, ray.util.get_node_ip_address())
-    deadline = time.time() + deadline_s
     accepted, reason = client.drain_node(
         node_id,
         autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,  # pyright: ignore[reportAttributeAccessIssue]
         "its pod is being deleted",
-        int(deadline * 1000),
+        int(1000 * (time.time() + deadline_s)),  # nodes are told by the clock on the wall
     )
     if not accepted:
         raise ConfigError(f"node {node_id} cannot be drained: {reason}")
-    while time.time() < deadline:
+    until = time.monotonic() + deadline_s
+    while time.monotonic() < until:
         if node_id not in _alive(client):
             return f"node {node_id} has left the cluster"
         time.sleep(POLL_S)

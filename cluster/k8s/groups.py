@@ -140,6 +140,8 @@ def _rollout(config: RunConfig) -> list[Group]:
 
 
 def _judges(config: RunConfig) -> list[tuple[float, float]]:
+    if config.feedback.service is not None:  # they judge elsewhere
+        return []
     workers = len(config.feedback.rewards) * config.cluster.reward.num_workers
     return [_share(config.cluster, "reward")] * workers
 

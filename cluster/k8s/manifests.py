@@ -104,12 +104,6 @@ def _check(config: RunConfig, section: KubernetesConfig) -> None:
             "cluster.sync.transport=ipc needs learner and engine in one pod, and they have pods of "
             "their own: use auto or nccl"
         )
-    service = section.reward_service
-    if service and service.min_pods > service.max_pods:
-        errors.append(
-            f"cluster.kubernetes.reward_service.min_pods={service.min_pods} exceeds "
-            f"max_pods={service.max_pods}: raise max_pods"
-        )
     if errors:
         raise ConfigError("\n".join(errors))
 

@@ -57,12 +57,14 @@ def reward_service(
 ) -> Document:
     """The run's rewards as a Ray Serve application with a cluster of its own."""
     name, replica = f"{section.name}-rewards", config.cluster.reward
+    replicas = config.cluster.reward_service
+    least = math.ceil(replicas.min_replicas / pods.per_pod)
     group = Group(
         name="rewards",
         labels=role_labels(config)["scoring"] | {MARKET: "on-demand"},
-        start=pods.min_pods,
-        least=pods.min_pods,
-        most=pods.max_pods,
+        start=least,
+        least=least,
+        most=math.ceil(replicas.max_replicas / pods.per_pod),
         cpus=math.ceil(pods.per_pod * replica.cpus_per_worker) or 1,
         gpus=gpus_for([replica.gpus_per_worker] * pods.per_pod),
         memory_gib=pods.memory_gib,
@@ -75,7 +77,8 @@ def reward_service(
                 "name": "rewards",
                 "import_path": "cluster.serve.app:build",
                 "route_prefix": "/",
-                "args": {"config": CONFIG_FILE},
+                # The run may name this very service, which judges by itself.
+                "args": {"config": CONFIG_FILE, "overrides": ["feedback.service=null"]},
             }
         ],
     }

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 CONNECT_S, LISTING_S = 10.0, 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
-BUSY = (429, 503)
+BUSY = (408, 429, 503)
 
 
 class WrongAnswer(RuntimeError):
@@ -98,6 +98,10 @@ class ServiceGroup(ScoringGroup):
             finally:
                 for call in calls:
                     call.cancel()
+        if any(part.keys() != found[0].keys() for part in found):
+            raise RuntimeError(
+                f"{self.name} told other parts of the reward in one answer than in another"
+            )
         return [_in_order(found, parts)]
 
     async def _ask(self, session: aiohttp.ClientSession, rollouts: Sequence[Rollout]) -> Scores:
@@ -148,7 +152,7 @@ class ServiceGroup(ScoringGroup):
                 return self._checked(answer, content_type, rollouts)
             if status == 422:
                 raise WrongAnswer(_line(answer))
-            if 0 < status < 500 and status not in BUSY:
+            if 0 < status < 500 and not _is_passing(status, answer):
                 raise Unrecoverable(f"{self.name} refused a request: {refused(status, answer)}")
             line = f"HTTP {status}: {_line(answer)}" if status else _line(answer)
             if status not in BUSY and line not in told:
@@ -227,7 +231,7 @@ async def fetch_listing(url: str, sent: Mapping[str, str]) -> dict[str, Any]:
             f"{url} does not answer ({str(error) or type(error).__name__}): start it with "
             "`attune serve rewards`, or mend feedback.service"
         ) from error
-    if status >= 500 or status in BUSY:
+    if status >= 500 or _is_passing(status, answer):
         raise ConnectionError(f"{url} is not ready (HTTP {status}: {_line(answer)})")
     if status in (401, 403):
         raise Unrecoverable(f"{url} refuses this run: {refused(status, answer)}")
@@ -285,12 +289,21 @@ def refused(status: int, answer: bytes) -> str:
     return f"HTTP {status}: {_line(answer)}{remedy}"
 
 
+def _is_passing(status: int, answer: bytes) -> bool:
+    """Whether a status below 500 is of a service that is busy, or has not deployed its rewards."""
+    return status in BUSY or (status == 404 and _error_in(answer) is None)
+
+
+def _error_in(answer: bytes) -> str | None:
+    """What the service itself says; None where a proxy speaks for it."""
+    try:
+        return str(json.loads(answer)["error"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def _line(answer: bytes) -> str:
     """The error in an answer, or how it begins."""
-    try:
-        told = json.loads(answer)
-        text = str(told["error"])
-    except (ValueError, TypeError, KeyError):
-        text = answer.decode(errors="replace")
+    text = _error_in(answer) or answer.decode(errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:300] if lines else "an empty answer"

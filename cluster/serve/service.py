@@ -84,7 +84,9 @@ def start_service(config: RunConfig, token: str | None) -> None:
     serve.start(
         proxy_location="HeadOnly", http_options={"host": service.host, "port": service.port}
     )
-    listens = _get_global_client().http_config
+    client = _get_global_client()
+    assert client is not None, "Serve was started above"
+    listens = client.http_config
     if (listens.host, listens.port) != (service.host, service.port):  # whoever was first decides
         raise RuntimeError(
             f"Ray Serve runs on this cluster already, at {listens.host}:{listens.port}: set "

@@ -20,6 +20,7 @@ import ray
 from cluster.runtime import runtime_env
 from tests.bench.checkpoint import checkpoint
 from tests.bench.learning import learning
+from tests.bench.memory import memory
 from tests.bench.overhead import overhead
 from tests.bench.rollout import rollout
 from tests.bench.sync import sync
@@ -30,8 +31,11 @@ BENCHMARKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "checkpoint": checkpoint,
     "overhead": overhead,
     "learning": learning,
+    "memory": memory,
 }
-"""All but `learning`, which trains for half an hour, run where none is named."""
+"""All but the long ones run where none is named."""
+LONG = ("learning", "memory")
+"""Half an hour of training; ten minutes of runs that want the machine for themselves."""
 
 
 def machine() -> dict[str, Any]:
@@ -52,7 +56,7 @@ def main() -> None:
     if unknown:
         sys.exit(f"unknown benchmark {unknown[0]}; known: {', '.join(BENCHMARKS)}")
     ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False, runtime_env=runtime_env())
-    for name in sys.argv[1:] or [name for name in BENCHMARKS if name != "learning"]:
+    for name in sys.argv[1:] or [name for name in BENCHMARKS if name not in LONG]:
         with tempfile.TemporaryDirectory() as folder:
             figures = BENCHMARKS[name](Path(folder))
         print(json.dumps({"benchmark": name, **figures, "machine": machine()}), flush=True)

@@ -1,6 +1,7 @@
 """Learner ranks follow the nodes: 1 to 2 to 1 in one run, by growth, by loss and by notice."""
 
 import json
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -60,8 +61,8 @@ def wait_for_attempt(
 
 
 def stop(process: subprocess.Popen[str]) -> str:
-    """As Ctrl-C does."""
-    process.terminate()
+    """By Ctrl-C."""
+    process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
     return output

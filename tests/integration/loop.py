@@ -67,10 +67,12 @@ class PlainLearner:
         self.learner = Learner(config, pad_token_id=0)
 
     def connect(self, engines: list[EngineHandle], probes: list[list[int]]) -> None:
-        """Get ready to send weights to these engines."""
+        """Wait for the engines and get ready to send them weights."""
         from cluster.publisher import FixedRoster, Publisher
 
-        self.publisher = Publisher(self.learner, FixedRoster(engines), probes)
+        roster = FixedRoster(engines)
+        roster.members(joining=False)
+        self.publisher = Publisher(self.learner, roster, probes)
 
     def publish(self, version: int) -> Metrics:
         """Send the weights and probe."""

@@ -1,8 +1,8 @@
 """The reward service on real Ray Serve: scores over HTTP, a full queue, a killed replica."""
 
 import asyncio
-import json
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ from configs.errors import ConfigError
 from configs.load import load_config
 from configs.schema import RunConfig
 from rl.types import Prompt, Rollout
+from rl.world.replies import draw_request, write_prompt
 from tests.integration.test_failing_judges import rollout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -84,10 +85,13 @@ def replies(texts: list[str], row: dict, group: int = 0) -> list[Rollout]:
 
 
 def test_a_service_judges_as_the_judges_do_and_asks_for_its_token(
-    served: RunConfig, world_prompts: Path, monkeypatch: pytest.MonkeyPatch
+    served: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_service(served)
-    row = json.loads(world_prompts.read_text().splitlines()[0])
+    rng = random.Random(0)
+    place, question = draw_request(rng)
+    prompt = write_prompt(rng, place, question)
+    row = {"prompt": prompt, "place": place, "question": question}
     texts = ["the hotel is near the station .", "no", "please ask again"]
     both = reward_groups(served)
     for name, group in both.items():

@@ -325,6 +325,7 @@ def test_a_run_cannot_lose_its_checkpoints_by_naming_another_storage(before, tmp
     ("storage", "pattern"),
     [
         ("nowhere://bucket/x", r"^cluster\.checkpoint\.storage: .*Protocol not known"),
+        ("s3://me:secret@bucket/x", r"^cluster\.checkpoint\.storage: the URL holds a password"),
         ("/proc/none", r"^cluster\.checkpoint\.storage: /proc/none cannot be written"),
     ],
 )
@@ -332,6 +333,7 @@ def test_a_storage_that_cannot_be_written_is_refused(storage, pattern):
     with pytest.raises(ValueError, match=pattern) as caught:
         check_storage(CheckpointConfig(storage=storage))
     assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_storage_that_can_be_written_is_left_as_it_was(tmp_path):

@@ -153,7 +153,7 @@ def test_the_plan_counts_every_model_of_a_judge():
     def parts(kind):
         config = load(f"feedback.rewards.r={kind}", "cluster.rollout.kv_cache_gib=3")
         roles = derive(config, model, None).roles
-        return {p.name: p.gib for p in next(r for r in roles if r.name == "reward").parts}
+        return {p.name: p.gib for p in next(r for r in roles if r.name == "reward r").parts}
 
     one = parts("{kind: model, path: p}")
     assert parts(KINDS["classifier"])["weights"] == one["weights"]
@@ -163,7 +163,7 @@ def test_the_plan_counts_every_model_of_a_judge():
     assert implicit["logits"] > 0
     asked = parts(KINDS["llm_judge"])
     assert asked["weights"] == one["weights"]
-    assert asked["KV cache of judges"] == 3
+    assert asked["KV cache"] == 3
     assert "logits" not in one
 
 

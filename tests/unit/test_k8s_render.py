@@ -1,8 +1,10 @@
 """A run's YAML becomes manifests that say each number once, and are right."""
 
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -51,7 +53,11 @@ SETTINGS = {
     "redis": (GPU, [*ONLINE, f"{K8S}.redis={{address: 'redis:6379', secret: redis}}"]),
     "reward service": (
         RLOO,
-        [*ONLINE, f"{K8S}.reward_service={{max_pods: 4, clients: [evaluation]}}"],
+        [
+            *ONLINE,
+            "cluster.reward_service.max_replicas=4",
+            f"{K8S}.reward_service={{per_pod: 2, clients: [evaluation]}}",
+        ],
     ),
     "claim and accounts": (
         RLOO,
@@ -209,7 +215,24 @@ def test_the_reward_service_serves_the_application_with_the_runs_config():
     (service,) = manifests("reward service")["RayService"]
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
     assert application["import_path"] == "cluster.serve.app:build"
-    assert application["args"] == {"config": "/etc/attune/run.yaml"}
+    assert application["args"] == {
+        "config": "/etc/attune/run.yaml",
+        "overrides": ["feedback.service=null"],
+    }
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    # 1 to 4 replicas of half a CPU, 2 to a pod.
+    assert pods(group) == (1, 1, 2)
+    assert limits(group)["cpu"] == "1"
+
+
+def test_a_run_whose_rewards_are_asked_elsewhere_has_pods_for_references_alone():
+    by_name = groups(
+        "plain",
+        f"{K8S}.scoring.per_pod=1",
+        "feedback.service=http://first-rewards-serve-svc:8000",
+    )
+    assert pods(by_name["scoring"]) == (1, 1, 1)
+    assert pods(groups("plain", f"{K8S}.scoring.per_pod=1")["scoring"]) == (2, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +244,10 @@ def test_the_reward_service_serves_the_application_with_the_runs_config():
         (["cluster.run_dir=/shared/runs/1st"], "give cluster.kubernetes.name=NAME"),
         ([f"{K8S}.image=attune"], "cluster.kubernetes.image"),
         ([f"{K8S}=null"], "give at least cluster.kubernetes.image=REGISTRY/NAME:TAG"),
-        ([f"{K8S}.reward_service={{min_pods: 2}}"], "min_pods=2 exceeds max_pods=1"),
+        (
+            ["cluster.reward_service.token_file=/etc/token"],
+            "cluster.reward_service.token_file=/etc/token is not in the pods",
+        ),
         ([f"{K8S}.rollout.per_pods=2"], "did you mean cluster.kubernetes.rollout.per_pod?"),
     ],
 )
@@ -321,6 +347,17 @@ def test_start_becomes_the_command(tmp_path):
     # The words and the exit code are those of `attune sft`.
     assert result.returncode == 2
     assert "error: model.path: /none" in result.stderr
+
+
+def test_the_example_in_the_docs_renders(tmp_path):
+    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    block = textwrap.dedent(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
+    file = tmp_path / "first.yaml"
+    file.write_text(block.replace("extends: ", f"extends: {ROOT}/configs/"))
+    made = render(load_config(file))
+    assert [item.file for item in made if item.document["kind"] == "RayJob"] == ["ray_job.yaml"]
+    files = set(re.findall(r"^\| `(\w+\.yaml)`", text, re.MULTILINE))
+    assert {item.file for item in made} <= files
 
 
 def test_the_image_holds_what_a_run_reads():

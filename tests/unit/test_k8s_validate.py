@@ -31,7 +31,8 @@ OVERRIDES = [
     "cluster.kubernetes.claim_gib=10",
     "cluster.kubernetes.queue=team-a",
     "cluster.kubernetes.redis={address: 'redis:6379', secret: redis}",
-    "cluster.kubernetes.reward_service={max_pods: 3}",
+    "cluster.kubernetes.reward_service={}",
+    "cluster.reward_service.max_replicas=3",
 ]
 DOCUMENTS = [
     item.document for item in render(load_config(ROOT / "configs" / "gpu_8x.yaml", OVERRIDES))

@@ -22,7 +22,8 @@ from tests.unit.test_reward_definitions import run
 from tests.unit.test_reward_wire import rollout
 
 Answer = Callable[[int, int], Any]
-"""(number of the call, replies) -> scores by name, a status with its text, or seconds to hang."""
+"""(number of the call, replies) -> scores by name, a status with its error,
+an answer of a proxy, or seconds to hang."""
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -44,6 +45,8 @@ def service(told: dict[str, Any], answer: Answer) -> Iterator[tuple[str, list[st
         if isinstance(said, float):
             await asyncio.sleep(said)
             said = {"judge": [1.0] * len(asked.rollouts)}
+        if isinstance(said, web.Response):
+            return said
         if isinstance(said, tuple):
             return web.json_response({"error": said[1]}, status=said[0])
         return web.Response(body=encode_scores(said, ARROW), content_type=ARROW)
@@ -129,6 +132,16 @@ def test_a_full_queue_is_waited_for_within_one_try(tmp_path: Path) -> None:
         pytest.raises(RuntimeError, match=r"no answer within 1 s .*; HTTP 503: full"),
     ):
         judged(asking(tmp_path, url, attempts=1, deadline_s=1), "a")
+
+
+def test_a_proxy_that_has_no_route_yet_is_waited_for(tmp_path: Path) -> None:
+    told = definitions(run(tmp_path))
+
+    def answer(call: int, n: int) -> Any:
+        return web.Response(status=404, text="no route") if call < 2 else {"judge": [2.0] * n}
+
+    with service(told, answer) as (url, _):
+        assert judged(asking(tmp_path, url, attempts=1), "a") == ((2.0,), 1)
 
 
 def test_a_replica_that_dies_is_waited_out_within_one_try(tmp_path: Path) -> None:

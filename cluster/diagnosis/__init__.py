@@ -1,0 +1,1 @@
+"""The checks of `attune doctor`, one family in each file."""
