@@ -15,6 +15,7 @@ import psutil
 from cluster.files import replace_text
 
 FILE = "driver.json"
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def record_driver(run_dir: str | Path, own_ray: list[int]) -> None:
@@ -56,19 +57,25 @@ def _facts(run_dir: str | Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _mark(pid: int) -> dict[str, float] | None:
-    """A process id and when that process began: ids are given out again."""
+def _mark(pid: int) -> dict[str, Any] | None:
+    """A process id and when that process began: ids are given out again.
+
+    In ticks since the machine started, and which start that was: clocks jump.
+    """
     try:
-        return {"pid": pid, "began": psutil.Process(pid).create_time()}
-    except psutil.Error:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        began = int(stat.rpartition(")")[2].split()[19])
+        return {"pid": pid, "began": began, "boot": BOOT.read_text().strip()}
+    except OSError:
         return None
 
 
 def _process(mark: Any) -> psutil.Process | None:
-    try:
-        process = psutil.Process(int(mark["pid"]))
-        is_same = abs(process.create_time() - float(mark["began"])) < 1
-        is_dead = process.status() == psutil.STATUS_ZOMBIE
-    except (psutil.Error, TypeError, KeyError, ValueError):
+    """The process of a mark, where it lives."""
+    if not isinstance(mark, dict) or mark != _mark(mark.get("pid", -1)):
         return None
-    return process if is_same and not is_dead else None
+    try:
+        process = psutil.Process(mark["pid"])
+        return process if process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.Error:
+        return None

@@ -228,12 +228,16 @@ def test_a_process_id_that_was_given_out_again_is_not_the_driver(run_dir):
     facts = json.loads(path.read_text())
     other = sleeping()
     try:
-        facts["driver"] = {"pid": other.pid, "began": psutil.Process(other.pid).create_time() - 99}
+        began = int(Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        facts["driver"] |= {"pid": other.pid, "began": began - 99}
         path.write_text(json.dumps(facts))
         assert driver_lives(run_dir) is None
-        facts["driver"]["began"] += 99
+        facts["driver"]["began"] = began
         path.write_text(json.dumps(facts))
         assert driver_lives(run_dir) == other.pid
+        facts["driver"]["boot"] = "another start of the machine"
+        path.write_text(json.dumps(facts))
+        assert driver_lives(run_dir) is None
     finally:
         for process in [*psutil.Process(other.pid).children(), other]:
             process.kill()
