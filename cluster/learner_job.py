@@ -210,7 +210,7 @@ def _move_reference(learner: Learner, job: OnlineJob, session: Session, step: in
     if learner.rank == 0:
         if config.model.reference_update == "ema":
             mix_folders(exported, latest_reference(config, step - 1), config.model.reference_decay)
-        session.move_reference(str(exported))
+        session.move_reference(str(exported), step)
     if config.model.reference_update == "reset":
         learner.forget_moments()
 

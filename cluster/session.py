@@ -205,12 +205,14 @@ class Session:
         except NotBegun:
             self._begin()
 
-    def move_reference(self, path: str) -> None:
-        """Let the reference answer from another folder; by rank 0."""
+    def move_reference(self, path: str, step: int) -> None:
+        """Let the reference answer from the folder that was made after `step`; by rank 0."""
         try:
             self.client.call("move_reference", path)
         except NotBegun:
-            self._begin()  # a collector that is started anew takes the newest
+            # One that is started anew takes the newest, if it is not told to go back before it.
+            self._version, self._used = step, (step, self._rows)
+            self._begin()
 
     def answers(self, name: str, prompts: Sequence[Prompt]) -> list[JudgedReply] | None:
         """Have the policy answer held-out prompts; a collective, the replies are for rank 0."""

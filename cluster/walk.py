@@ -111,11 +111,12 @@ class Walk:
             logger.warning("going back to step %d: %d steps are run again", version, discarded)
         await self.ready()
         await self._announce(version)
-        self._ids = unused_ids(self.ledger.used())
-        self._labels = labels_by_step(self.ledger.run_dir)
 
     def _start(self) -> None:
-        """Lease from now on: not before a step is asked for, so that questions come first."""
+        """Lease from now on: not before a step is asked for, so that questions come first, and
+        that whatever was still to be recorded is."""
+        self._ids = unused_ids(self.ledger.used())
+        self._labels = labels_by_step(self.ledger.run_dir)
         first = self.version + 1
         if self.config.algorithm.max_lateness:
             loops = [self._lease(first), self._collect_late(first)]
