@@ -21,6 +21,8 @@ SPECIAL = ("pad", "eos", "bos", "unk", "mask", "sep", "cls", "stop", "image")
 """`eos_token` and its kin are words of a tokenizer."""
 SHORTEST = 8
 """A value of the environment that is shorter may be part of any word."""
+WORKING_FOLDER = "PWD"
+"""A shell's variable, which holds no password."""
 _ENDINGS = (
     "token", "password", "passwd", "pwd", "passphrase", "secret", r"api[_\-]?key",
     r"access[_\-]?key", r"private[_\-]?key", "credentials?", "cookie",
@@ -72,7 +74,10 @@ def known_secrets(environment: Mapping[str, str] | None = None) -> tuple[str, ..
     values = {
         value
         for name, value in variables.items()
-        if is_secret_name(name) and len(value) >= SHORTEST and not value.isdigit()
+        if is_secret_name(name)
+        and name != WORKING_FOLDER
+        and len(value) >= SHORTEST
+        and not value.isdigit()
     }
     return tuple(sorted(values, key=len, reverse=True))
 

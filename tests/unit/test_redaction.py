@@ -124,3 +124,12 @@ def test_log_lines_and_tracebacks_are_written_without_secrets(monkeypatch):
     assert "a:b@" not in text
     assert "Traceback" in text
     assert "got 401" in text
+
+
+def test_the_folder_a_shell_works_in_is_no_password():
+    environment = {
+        "PWD": "/home/me/project",
+        "OLDPWD": "/home/me/before",
+        "DB_PWD": "correct-horse",
+    }
+    assert known_secrets(environment) == ("correct-horse",)
