@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
+OURS = ("Collector", "LoggedEngine", "RewardWorker", "ReferenceWorker", "RayTrainWorker")
 START_S, STEP_S, END_S = 120, 240, 400
 
 
@@ -180,7 +181,8 @@ def test_a_job_whose_driver_is_killed_goes_on_when_it_is_submitted_again(
     ids = read_ledger(run)["group_id"].to_pylist()
     assert len(ids) == len(set(ids)) == 12 * 8
     discarded = list((run / "discarded" / "ledger").glob("*"))
-    assert len(discarded) <= 3, "at most the checkpoint interval was run again"
+    # A checkpoint is on record some steps after it was begun.
+    assert len(discarded) <= 2 * 3, "the last checkpoint, or the one before, was gone on from"
 
 
 def test_a_job_that_is_stopped_ends_in_order_and_goes_on_later(
@@ -191,6 +193,7 @@ def test_a_job_that_is_stopped_ends_in_order_and_goes_on_later(
     explain = lambda: head.ray_job("logs", "stopped").stdout  # noqa: E731
     wait_until(lambda: len(steps(run)) >= 2, STEP_S, explain)
     driver = driver_of(run)
+    assert {"Collector", "LoggedEngine"} <= set(living(head))
     stopped = head.ray_job("stop", "stopped")
     assert stopped.returncode == 0, stopped.stderr
     assert gone([driver], 60)
@@ -214,13 +217,11 @@ def test_a_job_that_is_stopped_ends_in_order_and_goes_on_later(
 
 
 def living(head: Head) -> list[str]:
-    """Classes of the actors of runs that live on the cluster."""
+    """Classes of the runs' own actors that live on the cluster."""
     answer = head.get("/api/v0/actors?detail=1&limit=1000")
     rows = answer["data"]["result"]["result"]
     return [
-        row["class_name"]
-        for row in rows
-        if row["state"] == "ALIVE" and row["class_name"] != "JobSupervisor"
+        row["class_name"] for row in rows if row["state"] == "ALIVE" and row["class_name"] in OURS
     ]
 
 
