@@ -33,6 +33,7 @@ def test_the_command_looks_at_the_cluster_that_the_run_names(
     config = tiny_run(world_model, world_prompts, tmp_path / "run", f"cluster.address={address}")
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     result = CliRunner().invoke(app, ["doctor", str(tmp_path / "run.yaml"), "--json"])
+    assert result.exit_code in (0, 1), result.output
     told = [finding["what"] for finding in json.loads(result.stdout)]
     assert f"cluster.address {address} answers" in told
     assert f"joined cluster {address}: 1 nodes" in told

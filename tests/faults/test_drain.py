@@ -11,7 +11,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.k8s.drain import drain_own_node
 from configs.errors import ConfigError
 
-pytestmark = pytest.mark.slow
+# Not beside the tests that share a cluster: this one joins a cluster of its own, and leaves it.
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 
 @pytest.fixture
