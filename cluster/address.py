@@ -37,9 +37,9 @@ def check_address(address: str) -> None:
     metadata = _metadata(bootstrap)
     if os.environ.get("RAY_AUTH_MODE") == "token" and not _asks_for_token(bootstrap):
         raise ConfigError(
-            f"cluster.address: {bootstrap} runs without tokens, and ours are on, so its workers "
-            "could not answer us; start the cluster with RAY_AUTH_MODE=token and a token, or set "
-            "RAY_AUTH_MODE=disabled here"
+            f"cluster.address: {bootstrap} runs without tokens, so whoever reaches it can run "
+            "code there; start it with RAY_AUTH_MODE=token and a token, or set "
+            "RAY_AUTH_MODE=disabled here to join it all the same"
         )
     _check_version(bootstrap, metadata)
 

@@ -261,3 +261,33 @@ def test_a_second_driver_of_a_run_is_refused_while_the_first_lives(
     assert head.status("first") == "RUNNING"
     assert head.ray_job("stop", "first").returncode == 0
     wait_until(lambda: head.status("first") == "STOPPED", 90, explain)
+
+
+def test_a_cluster_without_tokens_is_joined_by_those_alone_who_say_so(
+    world: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import ray; ray.init(address='local', num_cpus=1, include_dashboard=False)\n"
+        "print(ray.get_runtime_context().gcs_address, flush=True); input()"
+    )
+    environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    open_ray = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=environment | {"RAY_AUTH_MODE": "disabled"},
+    )  # fmt: skip
+    try:
+        assert open_ray.stdout
+        address = open_ray.stdout.readline().strip()
+        result = subprocess.run(
+            [str(BIN / "attune"), "run", str(run_file(world, tmp_path, 2)),
+             f"cluster.address={address}"],
+            capture_output=True, text=True, timeout=120, check=False,
+            env=environment | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+        )  # fmt: skip
+        assert result.returncode == 2, result.stderr
+        assert "runs without tokens" in result.stderr
+        check = f"from cluster.address import check_address; check_address({address!r})"
+        knowing = environment | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+        subprocess.run([sys.executable, "-c", check], env=knowing, timeout=120, check=True)
+    finally:
+        open_ray.communicate("\n", timeout=60)
