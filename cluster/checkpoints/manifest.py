@@ -10,7 +10,9 @@ there would use groups twice. So each attempt notes where it began, and
 import json
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from cluster.checkpoints.store import ATTEMPTS, MANIFEST, Store, Stored
@@ -73,12 +75,15 @@ def begin_attempt(store: Store, step: int) -> int:
     return number
 
 
-def counting(store: Store) -> list[Saved]:
-    """The checkpoints that the run could go on from, finished or not, newest first."""
+def counting(store: Store, others: Iterable[Saved] = ()) -> list[Saved]:
+    """The checkpoints that the run could go on from, finished or not, newest first.
+
+    `others` are some of which the store may hold nothing yet.
+    """
     began = began_at(store)
     return [
         saved
-        for saved in reversed(all_saved(store))
+        for saved in sorted({*all_saved(store), *others}, reverse=True)
         if all(saved.step <= step for later, step in began.items() if later > saved.attempt)
     ]
 
@@ -87,6 +92,28 @@ def written(files: dict[str, Stored], **facts: Any) -> bytes:
     """A manifest: the facts, and size and digest of every file."""
     listed = {name: asdict(stored) for name, stored in sorted(files.items())}
     return json.dumps({**facts, "files": listed}, indent=1).encode()
+
+
+def upload_part(store: Store, saved: Saved, rank: int, world_size: int, folder: Path) -> None:
+    """Upload the files of a rank, and at last the note that all of them are there."""
+    files: dict[str, Stored] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = f"rank={rank}/{path.relative_to(folder).as_posix()}"
+        files[name] = store.put(path, f"{saved.name}/{name}")
+    store.write(saved.part(rank), written(files, world_size=world_size))
+
+
+def write_manifest(store: Store, saved: Saved, world_size: int) -> int:
+    """Say that a checkpoint is whole, once all ranks have said so of their parts; its bytes.
+
+    Raises Torn where a part is missing.
+    """
+    files: dict[str, Stored] = {}
+    for rank in range(world_size):
+        files |= read_files(store, saved.part(rank))
+    facts = {"step": saved.step, "attempt": saved.attempt, "world_size": world_size}
+    store.write(saved.manifest, written(files, **facts))
+    return sum(stored.size for stored in files.values())
 
 
 def read_files(store: Store, name: str) -> dict[str, Stored]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from cluster.checkpoints.leftover import finish_leftovers, upload_leftovers
 from cluster.checkpoints.manifest import (
     Saved,
     Torn,
@@ -58,6 +59,8 @@ def fetch(store: Store, saved: Saved, target: Path) -> None:
 def resume(store: Store, scratch: Path, load: Load, run_dir: str) -> tuple[int, int]:
     """Load the newest whole checkpoint, if there is one; a collective.
 
+    One that was on its way when its attempt was killed is uploaded first.
+
     Args:
         store: of the run.
         scratch: a folder for this rank's node.
@@ -72,6 +75,12 @@ def resume(store: Store, scratch: Path, load: Load, run_dir: str) -> tuple[int, 
         CheckpointsLost: it has, but none is whole.
     """
     is_first = dist.get_rank() == 0
+    if _local_rank() == 0:
+        with room(store.name, "a checkpoint that was on its way"):
+            upload_leftovers(store, scratch)
+    dist.barrier()
+    if is_first:
+        finish_leftovers(store, run_dir)
     waiting = iter(counting(store)) if is_first else iter(())
     torn: list[str] = []
     step = 0

@@ -5,7 +5,8 @@
                      rank 0 sees all ─▶ manifest.json ─▶ older ones removed
 
 One upload is in flight at most: a second checkpoint waits for the first. What goes wrong in the
-thread is raised by the next call.
+thread is raised by the next call. A copy stays on its node until all of it is uploaded, so that the
+next attempt can end what a killed one had begun (cluster.checkpoints.leftover).
 """
 
 import logging
@@ -15,8 +16,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.checkpoints.manifest import Saved, all_saved, counting, read_files, written
-from cluster.checkpoints.store import Store, Stored
+from cluster.checkpoints.leftover import leftover_name
+from cluster.checkpoints.manifest import (
+    Saved,
+    all_saved,
+    counting,
+    upload_part,
+    write_manifest,
+)
+from cluster.checkpoints.store import Store
 from cluster.events import record
 from cluster.space import room
 
@@ -61,7 +69,7 @@ class Saver:
         """
         started = time.monotonic()
         self.wait()
-        folder = self.scratch / f"step={step:06d}"
+        folder = self.scratch / "copying"
         shutil.rmtree(folder, ignore_errors=True)
         with room(self.scratch, f"the checkpoint of step {step}"):
             folder.mkdir(parents=True)
@@ -70,11 +78,17 @@ class Saver:
         return time.monotonic() - started
 
     def upload(self) -> None:
-        """Begin to upload what was copied, if anything was; without a thread, do it."""
+        """Begin to upload what was copied, if anything was; without a thread, do it.
+
+        To be called once all records of the step are written: from now on the run can go on here.
+        """
         if self._copied is None:
             return
-        saved, folder, started = self._copied
+        saved, copied, started = self._copied
         self._copied = None
+        folder = copied.with_name(leftover_name(saved, self.world_size))
+        shutil.rmtree(folder, ignore_errors=True)
+        copied.rename(folder)
         self._thread = threading.Thread(
             target=self._run, args=(saved, folder, started), daemon=True, name="checkpoint"
         )
@@ -110,7 +124,7 @@ class Saver:
     def _run(self, saved: Saved, folder: Path, started: float) -> None:
         try:
             with room(self.store.name, f"the checkpoint of step {saved.step}"):
-                self._upload(saved, folder)
+                upload_part(self.store, saved, self.rank, self.world_size, folder)
                 if self.rank == 0:
                     self._finish(saved, started)
         except BaseException as error:  # noqa: BLE001 - raised by the next call
@@ -120,17 +134,8 @@ class Saver:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _upload(self, saved: Saved, folder: Path) -> None:
-        files: dict[str, Stored] = {}
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            name = f"rank={self.rank}/{path.relative_to(folder).as_posix()}"
-            files[name] = self.store.put(path, f"{saved.name}/{name}")
-            path.unlink()
-        self.store.write(saved.part(self.rank), written(files))
-
     def _finish(self, saved: Saved, started: float) -> None:
         """Write the manifest once all parts are there, and remove what is not kept."""
-        files: dict[str, Stored] = {}
         end = time.monotonic() + self.deadline_s
         for rank in range(self.world_size):
             while not self.store.has(saved.part(rank)):
@@ -141,16 +146,9 @@ class Saver:
                         f"logs/learner-{rank}.log, or raise cluster.learner.phase_deadline_s"
                     )
                 time.sleep(LOOK_S)
-            files |= read_files(self.store, saved.part(rank))
-        facts = {"step": saved.step, "attempt": saved.attempt, "world_size": self.world_size}
-        self.store.write(saved.manifest, written(files, **facts))
-        record(
-            self.run_dir,
-            "checkpoint_saved",
-            step=saved.step,
-            seconds=round(time.monotonic() - started, 3),
-            bytes=sum(stored.size for stored in files.values()),
-        )
+        size = write_manifest(self.store, saved, self.world_size)
+        seconds = round(time.monotonic() - started, 3)
+        record(self.run_dir, "checkpoint_saved", step=saved.step, seconds=seconds, bytes=size)
         self._remove_older(saved)
 
     def _remove_older(self, saved: Saved) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -123,13 +124,14 @@ def change(store: Store, what: str, saved: Saved) -> str:
         case "torn manifest":
             store.fs.pipe_file(store._at(saved.manifest), store.read(saved.manifest)[:-20])
             return "manifest.json is torn"
-        case "no manifest":
+        case "never finished":
             store.remove(saved.manifest)
+            store.remove(saved.part(0))
             return "never finished"
     raise AssertionError(what)
 
 
-DAMAGE = ("short part", "other bytes", "missing part", "torn manifest", "no manifest")
+DAMAGE = ("short part", "other bytes", "missing part", "torn manifest", "never finished")
 
 
 @pytest.mark.parametrize("what", DAMAGE)
@@ -165,7 +167,7 @@ def test_a_run_that_went_on_from_a_checkpoint_and_finds_none_does_not_begin_anew
 
 def test_a_first_checkpoint_that_was_never_finished_is_no_loss(store, tmp_path):
     save(store, tmp_path, 2)
-    change(store, "no manifest", all_saved(store)[0])
+    change(store, "never finished", all_saved(store)[0])
     assert taken_up(store, tmp_path) == (0, {})
     assert len(torn_reasons(tmp_path)) == 1
 
@@ -204,6 +206,104 @@ def test_a_manifest_waits_for_the_parts_of_all_ranks(store, tmp_path):
     files = json.loads(store.read(Saved(step=2, attempt=1).manifest))["files"]
     assert sorted({name.partition("/")[0] for name in files}) == ["rank=0", "rank=1"]
     assert set(taken_up(store, tmp_path)[1]) == {*FILES, *(f"{name}-1" for name in FILES)}
+
+
+class Cut(Exception):
+    """Stands for the end of a process: nothing after it is done."""
+
+
+class CutOff(Store):
+    """A store to which so many files come; then the process is held, and ends."""
+
+    def __init__(self, store: Store, files: int) -> None:
+        super().__init__(store.name)
+        self.left = files
+        self.is_held, self.may_end = threading.Event(), threading.Event()
+
+    def _count(self) -> None:
+        if self.left == 0:
+            self.is_held.set()
+            assert self.may_end.wait(60)
+            raise Cut
+        self.left -= 1
+
+    def put(self, source: Path, name: str):
+        self._count()
+        return super().put(source, name)
+
+    def write(self, name: str, data: bytes) -> None:
+        self._count()
+        super().write(name, data)
+
+    def remove(self, name: str) -> None:
+        if self.left:
+            super().remove(name)
+
+
+def killed_amid(store: Store, tmp_path: Path, step: int, files: int, *ranks: int, **options):
+    """Copy a step, and keep what each rank's node holds once it has uploaded so many files."""
+    for rank in ranks:
+        cut = CutOff(store, files)
+        one = saver(cut, tmp_path, rank=rank, **options)
+        one.copy(step, writer(rank, step))
+        one.upload()
+        assert cut.is_held.wait(60)
+        shutil.copytree(one.scratch, tmp_path / "killed" / one.scratch.name)
+        cut.may_end.set()
+        with pytest.raises(Cut):
+            one.wait()
+
+
+def go_on(store: Store, tmp_path: Path) -> tuple[int, dict[str, bytes]]:
+    """As `taken_up`, on the node where ranks were killed."""
+    loaded = Loaded()
+    step, _ = resume(store, tmp_path / "killed", loaded, str(tmp_path))
+    assert not (tmp_path / "killed").exists(), "nothing is left on the node"
+    return step, loaded.files
+
+
+@pytest.mark.parametrize("files", [0, 1, 2, 3])
+def test_a_checkpoint_that_was_on_its_way_is_finished_by_the_next_attempt(files, store, tmp_path):
+    begin_attempt(store, 0)
+    save(store, tmp_path, 2)
+    killed_amid(store, tmp_path, 4, files, 0)
+    assert go_on(store, tmp_path) == (4, expected(4))
+    assert torn_reasons(tmp_path) == []
+    events = [event for event in read_events(tmp_path) if event["kind"] == "checkpoint_saved"]
+    assert [(event["step"], event.get("is_leftover", False)) for event in events] == [
+        (2, False), (4, True),
+    ]  # fmt: skip
+
+
+def test_a_checkpoint_whose_other_part_went_with_its_node_is_not(store, tmp_path):
+    begin_attempt(store, 0)
+    save(store, tmp_path, 2)
+    killed_amid(store, tmp_path, 4, 1, 0, world_size=2)
+    assert go_on(store, tmp_path) == (2, expected(2))
+
+
+def test_the_parts_of_all_ranks_make_it_whole(store, tmp_path):
+    begin_attempt(store, 0)
+    killed_amid(store, tmp_path, 4, 1, 0, 1, world_size=2)
+    step, files = go_on(store, tmp_path)
+    assert step == 4
+    assert set(files) == {*FILES, *(f"{name}-1" for name in FILES)}
+
+
+def test_a_copy_whose_step_was_not_yet_on_record_does_not_count(store, tmp_path):
+    begin_attempt(store, 0)
+    one = saver(store, tmp_path)
+    one.copy(4, writer(0, 4))  # killed before `upload`, which follows the step's records
+    loaded = Loaded()
+    assert resume(store, tmp_path / "scratch", loaded, str(tmp_path))[0] == 0
+
+
+def test_a_copy_of_an_attempt_that_was_given_up_does_not_count(store, tmp_path):
+    begin_attempt(store, 0)
+    save(store, tmp_path, 2)
+    killed_amid(store, tmp_path, 8, 1, 0)
+    begin_attempt(store, 2)
+    assert go_on(store, tmp_path) == (2, expected(2))
 
 
 def test_a_rank_that_does_not_upload_is_named(store, tmp_path):
