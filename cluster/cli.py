@@ -6,25 +6,17 @@ Exit codes: 0 success, 1 the run failed, 2 the user's input was refused.
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cluster.auth import ensure_token
+from cluster.commands import load, train
+from cluster.exits import failing_with_1, guarded
 from cluster.k8s.cli import app as k8s_app
-from cluster.run_folder import refuse_redacted
 from cluster.serve.cli import app as serve_app
-from cluster.signals import stop_on_sigterm
-from configs.errors import ConfigError
-from configs.load import load_config
 from configs.paths import absolute_paths
-
-if TYPE_CHECKING:
-    from configs.schema import RunConfig
 
 app = typer.Typer(
     help="Online preference alignment on Ray: sample, judge, learn, sync.",
@@ -45,9 +37,6 @@ DryRun = Annotated[bool, typer.Option(help="Check, print the derived plan and st
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option(help="Show tracebacks.")]
 
-COMMANDS = {"sft": "sft", "reward_model": "reward-model"}
-"""Algorithms that have a command of their own; `attune run` takes the others."""
-
 
 def main() -> None:
     """Entry point of the console command."""
@@ -65,7 +54,7 @@ def sft(
     debug: Debug = False,
 ) -> None:
     """Fine-tune a model on demonstrations."""
-    _train("sft", config, overrides, resume=resume, dry_run=dry_run, debug=debug)
+    train("sft", config, overrides, resume=resume, dry_run=dry_run, debug=debug)
 
 
 @app.command("reward-model")
@@ -77,7 +66,7 @@ def reward_model(
     debug: Debug = False,
 ) -> None:
     """Train a reward model on preference pairs."""
-    _train("reward_model", config, overrides, resume=resume, dry_run=dry_run, debug=debug)
+    train("reward_model", config, overrides, resume=resume, dry_run=dry_run, debug=debug)
 
 
 @app.command()
@@ -89,7 +78,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Align a policy online: sample, judge, learn, sync."""
-    _train(None, config, overrides, resume=resume, dry_run=dry_run, debug=debug)
+    train(None, config, overrides, resume=resume, dry_run=dry_run, debug=debug)
 
 
 @app.command()
@@ -138,7 +127,7 @@ def evaluate(
     with guarded(debug):
         from cluster.compare import compare, render
 
-        loaded = absolute_paths(_loaded(config, overrides))
+        loaded = absolute_paths(load(config, overrides))
         try:
             result = compare(loaded, policy.absolute(), baseline.absolute(), prompts)
         except (KeyboardInterrupt, RuntimeError) as error:
@@ -168,7 +157,7 @@ def sample(
     with guarded(debug):
         from cluster.samples import prepare, render, run_alone
 
-        loaded = absolute_paths(_loaded(config, overrides))
+        loaded = absolute_paths(load(config, overrides))
         folder = policy.absolute() if policy else Path(loaded.model.path)
         wanted = prepare(loaded, folder, out.absolute(), samples, prompts)
         with failing_with_1(wanted.out.parent, "the same command", debug):
@@ -267,7 +256,7 @@ def plan(
         from cluster.planning import plan_run
 
         text, refusal = plan_run(
-            _loaded(config, overrides),
+            load(config, overrides),
             gpus=gpus, gpu_gib=gpu_gib, tflops=tflops, as_json=json_output,
         )  # fmt: skip
         typer.echo(text)
@@ -289,135 +278,10 @@ def doctor(
     with guarded(debug):
         from cluster.doctor import examine
 
-        findings = examine(_loaded(config, overrides) if config else None, environment)
+        findings = examine(load(config, overrides) if config else None, environment)
         if json_output:
             typer.echo(json.dumps([asdict(finding) for finding in findings]))
         else:
             typer.echo("\n".join(finding.line() for finding in findings))
         if any(finding.level == "wrong" for finding in findings):
             raise typer.Exit(1)
-
-
-def _train(
-    method: str | None,
-    path: Path,
-    overrides: list[str] | None,
-    *,
-    resume: bool,
-    dry_run: bool,
-    debug: bool,
-) -> None:
-    with guarded(debug):
-        base = {"algorithm": {"name": method}} if method else None
-        config = _loaded(path, overrides, base)
-        _check_method(method, config)
-        if dry_run:
-            typer.echo(_plan(config))
-            return
-        _run(absolute_paths(config), resume=resume, debug=debug)
-
-
-def _loaded(
-    path: Path, overrides: list[str] | None, base: dict[str, Any] | None = None
-) -> "RunConfig":
-    """The configuration of a YAML file, or of a run folder."""
-    file = path / "config.yaml" if path.is_dir() else path
-    config = load_config(file, overrides or [], base=base)
-    refuse_redacted(config)
-    return config
-
-
-def _check_method(method: str | None, config: "RunConfig") -> None:
-    """Each command trains what its name says."""
-    name = config.algorithm.name
-    wanted = COMMANDS.get(name, "run")
-    if wanted != COMMANDS.get(method or "", "run"):
-        raise ValueError(f"algorithm.name is {name}: use `attune {wanted}` for it")
-
-
-def _plan(config: "RunConfig") -> str:
-    """The derived plan of --dry-run; raises ValueError where the run cannot fit."""
-    from configs.machine import available_cores, available_memory, smallest_gpu
-    from configs.plan import derive, render
-    from rl.folders import check_model_folder
-
-    folder = Path(config.model.path)
-    model = check_model_folder(folder, field="model.path") if folder.exists() else None
-    gpu = smallest_gpu() if config.cluster.address is None else None
-    memory, cores = available_memory(), available_cores()
-    plan = derive(config, model, memory, cores=cores, one_gpu_gib=gpu)
-    if plan.refusal:
-        typer.echo(render(plan), err=True)
-        raise ValueError(plan.refusal)
-    return render(plan)
-
-
-def _run(config: "RunConfig", *, resume: bool, debug: bool) -> None:
-    from cluster.headline import headline
-    from cluster.inputs import prepare_run_dir, read_inputs
-    from cluster.joining import take_over
-    from cluster.run_folder import check_run_folder
-
-    inputs = read_inputs(config)
-    check_run_folder(config)
-    if config.cluster.address is not None:
-        from cluster.address import check_address
-
-        check_address(config.cluster.address)
-    take_over(config.cluster.run_dir)
-    folder = prepare_run_dir(config, resume=resume)
-    command = COMMANDS.get(config.algorithm.name, "run")
-    with failing_with_1(folder, f"attune {command} {folder} --resume", debug):
-        from cluster.progress import RunProgress
-        from cluster.run import run as run_to_end
-        from cluster.runtime import ray_session
-
-        with (
-            ray_session(config),
-            RunProgress(config.algorithm.num_steps, config.algorithm.name) as progress,
-        ):
-            run_to_end(config, inputs, progress)
-    typer.echo(headline(folder))
-    made = "policy" if config.feedback.mixture is None else "models"
-    typer.echo(f"report: {folder / 'report.html'}   {made}: {folder / made}")
-
-
-@contextmanager
-def guarded(debug: bool) -> Iterator[None]:
-    """Refuse wrong input in one line with exit code 2."""
-    ensure_token()
-    stop_on_sigterm()
-    try:
-        yield
-    except ValueError as error:
-        if debug:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-
-
-@contextmanager
-def failing_with_1(folder: Path, hint: str, debug: bool) -> Iterator[None]:
-    """Say in one line what ended the run in `folder`, and by which command it goes on; exit 1."""
-    try:
-        yield
-    except typer.Exit:  # said already, by a stage inside
-        raise
-    except KeyboardInterrupt as error:
-        typer.echo(f"stopped; go on with: {hint}", err=True)
-        raise typer.Exit(1) from error
-    except Exception as error:
-        if type(error) is ConfigError:  # refused before anything was lost, and not from afar
-            raise
-        from cluster.errors import root_cause
-        from cluster.failure import write_failure
-        from configs.redaction import redact_text
-
-        bundle = write_failure(folder, error)
-        if debug:
-            raise
-        typer.echo(f"error: {redact_text(root_cause(error))}", err=True)
-        if bundle is not None:
-            typer.echo(f"why: attune inspect {bundle.parent} --failure", err=True)
-        typer.echo(f"logs: {folder / 'logs'}; when mended, go on with: {hint}", err=True)
-        raise typer.Exit(1) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from cluster.cli import failing_with_1
+from cluster.exits import failing_with_1
 from cluster.headline import headline
 from cluster.inputs import prepare_run_dir, read_inputs
 from cluster.progress import RunProgress

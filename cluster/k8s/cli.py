@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.commands import COMMANDS, load
+from cluster.exits import guarded
 from configs.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,14 +36,12 @@ def render(
     out: Annotated[Path | None, typer.Option(help="Folder to write; else standard output.")] = None,
 ) -> None:
     """Write the manifests of a run: job or cluster, network policy, monitors, reward service."""
-    from cluster.cli import guarded
-
     with guarded(debug=False):
         from cluster.k8s.manifests import render as manifests
         from cluster.k8s.text import dump_all
         from cluster.k8s.validate import Source, check
 
-        made = manifests(_load(config, overrides))
+        made = manifests(load(config, overrides))
         mistakes = check([Source(file=item.file, document=item.document) for item in made])
         if mistakes:
             raise ConfigError("\n".join(mistake.line() for mistake in mistakes))
@@ -59,8 +59,6 @@ def validate(
     ] = None,
 ) -> None:
     """Check manifests without a cluster: fields, and the rules of the controllers; 2 if wrong."""
-    from cluster.cli import guarded
-
     with guarded(debug=False):
         from cluster.k8s.crds import crd_schemas
         from cluster.k8s.validate import check, read
@@ -81,14 +79,12 @@ def validate(
 @app.command()
 def secret(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the Secret with new random tokens; pipe it into `kubectl apply -f -`."""
-    from cluster.cli import guarded
-
     with guarded(debug=False):
         from cluster.k8s.groups import kubernetes
         from cluster.k8s.manifests import token_secret
         from cluster.k8s.text import dump
 
-        section = kubernetes(_load(config, overrides))
+        section = kubernetes(load(config, overrides))
         if sys.stdout.isatty():
             raise ConfigError("tokens are not for the screen: pipe them into kubectl apply -f -")
         tokens = {name: secrets.token_hex(32) for name in ("auth_token", "reward_token")}
@@ -98,18 +94,14 @@ def secret(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def start(config: ConfigPath) -> None:
     """Start a run, or go on with it where its folder holds it already; entry point of a RayJob."""
-    from cluster.cli import guarded
-
     with guarded(debug=False):
-        words = start_command(config, _load(config, None))
+        words = start_command(config, load(config, None))
         # In this process's place, so that `ray job stop` reaches it.
         os.execv(sys.executable, [sys.executable, sys.argv[0], *words])
 
 
 def start_command(path: Path, config: "RunConfig") -> list[str]:
     """The words after `attune` that start the run of a YAML, or go on with it."""
-    from cluster.cli import COMMANDS
-
     words = [COMMANDS.get(config.algorithm.name, "run"), str(path)]
     is_there = (Path(config.cluster.run_dir) / "config.yaml").exists()
     return [*words, "--resume"] if is_there else words
@@ -123,18 +115,10 @@ def drain(
     ] = None,
 ) -> None:
     """Take this pod's node out of its cluster in order; preStop hook of pods that may go."""
-    from cluster.cli import guarded
-
     with guarded(debug=False):
         from cluster.k8s.drain import drain_own_node
 
         typer.echo(drain_own_node(deadline_s, address or os.environ.get("RAY_ADDRESS")))
-
-
-def _load(path: Path, overrides: list[str] | None) -> "RunConfig":
-    from configs.load import load_config
-
-    return load_config(path / "config.yaml" if path.is_dir() else path, overrides or [])
 
 
 def _write(made: "list[Manifest]", folder: Path) -> list[str]:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from configs.load import load_config
+from cluster.commands import load
+from cluster.exits import guarded
 from configs.paths import absolute_paths
 
 app = typer.Typer(help="Serve what other programs reach over HTTP.", no_args_is_help=True)
@@ -30,11 +31,8 @@ def rewards(
     `cluster.reward_service` says where and with how many replicas; runs choose the service by
     `feedback.service=http://HOST:PORT`.
     """
-    from cluster.cli import guarded
-
     with guarded(debug):
-        file = config / "config.yaml" if config.is_dir() else config
-        loaded = absolute_paths(load_config(file, overrides or []))
+        loaded = absolute_paths(load(config, overrides))
         from cluster.serve.checks import check_service_inputs
 
         token = check_service_inputs(loaded)

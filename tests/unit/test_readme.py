@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actors.reward import load_function
-from cluster.cli import COMMANDS
+from cluster.commands import COMMANDS
 from configs.load import load_config
 from configs.methods import METHODS
 from rl.data.layouts import detect
