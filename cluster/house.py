@@ -122,6 +122,8 @@ def _start_collector(config: RunConfig) -> Any:
         name="collector",
         namespace=namespace(config),
         num_cpus=0,
+        # Beside the learner: nodes of engines come and go.
+        label_selector=config.cluster.learner.labels or None,
         # Ray starts it anew wherever there is room; the supervisor then sets it up again.
         max_restarts=-1,
     ).remote()
