@@ -1,6 +1,6 @@
 """A Ray cluster whose autoscaler brings nodes and takes them away, all on this machine.
 
-    with Autoscaled(folder, {"rollout": 3}) as cluster:
+    with Autoscaled({"rollout": 3}) as cluster:
         ...  # cluster.address; actors with label role=rollout bring up to three nodes
 
 Autoscaler v2 with Ray's provider of local nodes. Nodes without work go after some seconds.
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import ray
@@ -35,14 +36,16 @@ HEAD_SETTINGS = {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID, "RAY_CLOUD_INSTANC
 class Autoscaled:
     """A head, and kinds of nodes that come when they are asked for."""
 
-    def __init__(self, folder: Path, kinds: dict[str, int], *, head_cpus: int = 4) -> None:
+    def __init__(self, kinds: dict[str, int], *, head_cpus: int = 4) -> None:
         """`kinds`: role -> most nodes of it, each with one CPU and the label role=ROLE."""
-        self.folder, self.kinds, self.head_cpus = folder, kinds, head_cpus
+        self._folder = TemporaryDirectory(prefix="scaled-", ignore_cleanup_errors=True)
+        self.folder = Path(self._folder.name)
+        """Of Ray, which cannot use one with a long path."""
+        self.kinds, self.head_cpus = kinds, head_cpus
         self.port = free_port()
         self.address = f"{ray.util.get_node_ip_address()}:{self.port}"
 
     def __enter__(self) -> "Autoscaled":
-        self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "autoscaling.yaml"
         file.write_text(yaml.safe_dump(self._config()))
         log = self.folder / "head.log"
@@ -66,7 +69,8 @@ class Autoscaled:
 
     def __exit__(self, *_: object) -> None:
         # Nodes are children of the head's autoscaler, which is one of these.
-        processes = psutil.Process(self.process.pid).children(recursive=True)
+        is_there = self.process.poll() is None
+        processes = psutil.Process(self.process.pid).children(recursive=True) if is_there else []
         self.process.terminate()
         try:
             self.process.wait(30)
@@ -75,6 +79,7 @@ class Autoscaled:
         _, alive = psutil.wait_procs(processes, timeout=10)
         for process in alive:
             process.kill()
+        self._folder.cleanup()
 
     def _config(self) -> dict[str, object]:
         kinds = {
@@ -100,9 +105,12 @@ class Autoscaled:
                 "head_node_id": HEAD_ID,
                 "launch_multiple": True,
             },
-            "head_node_type": "ray.head",
-            "available_node_types": {"ray.head": head, **kinds},
-        }
+            # Ray's defaults for an external provider lack these.
+            "setup_commands": [], "head_setup_commands": [], "worker_setup_commands": [],
+            "cluster_synced_files": [],
+            "head_node_type": "ray.head.default",
+            "available_node_types": {"ray.head.default": head, **kinds},
+        }  # fmt: skip
 
 
 def nodes_alive(address: str, role: str) -> int:

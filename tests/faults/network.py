@@ -1,7 +1,7 @@
 """Several hosts on one machine: network namespaces behind a switch, whose links can be cut.
 
-    with Hosts("t1") as hosts:
-        hosts.add("a"); hosts.ray("a", "--head", ...); hosts.cut("a"); hosts.heal("a")
+    with Hosts() as hosts:
+        hosts.add("a"); hosts.start_ray("a", cpus=1); hosts.cut("a"); hosts.heal("a")
 
 Needs root and `ip` (iproute2). Processes and files stay shared; only the network is not.
 """
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 
@@ -42,8 +43,10 @@ def is_possible() -> bool:
 class Hosts:
     """Hosts named by letters, the first of them the head of a Ray cluster."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
+        self._folder = TemporaryDirectory(prefix="hosts-", ignore_cleanup_errors=True)
+        self.folder = Path(self._folder.name)
+        """Of Ray, which cannot use one with a long path."""
         self.prefix = f"at{os.getpid() % 10_000}"
         self.switch = f"{self.prefix}-sw"
         self.hosts: list[str] = []
@@ -74,6 +77,7 @@ class Hosts:
             self._end_all(host)
             _ip("netns", "del", self._space(host))
         _ip("netns", "del", self.switch)
+        self._folder.cleanup()
 
     def _end_all(self, host: str) -> None:
         """Ray's own processes leave their parent; whatever runs in the namespace is ours."""

@@ -43,7 +43,7 @@ def test_engines_go_from_one_to_three_and_back_by_autoscaling(
 ) -> None:
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
-    with Autoscaled(tmp_path / "cluster", {"rollout": 3}) as cluster:
+    with Autoscaled({"rollout": 3}) as cluster:
         config = tiny_run(
             world_model, world_prompts, tmp_path / "run", f"cluster.address={cluster.address}",
             "algorithm.num_steps=100000", "algorithm.max_staleness=1", "data.prompts_per_step=16",

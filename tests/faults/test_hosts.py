@@ -34,7 +34,7 @@ pytestmark = [
 def test_a_host_is_cut_off_in_sync_and_in_sampling_and_comes_back(
     world_model: Path, world_prompts: Path, tmp_path: Path
 ) -> None:
-    with Hosts(tmp_path) as hosts:
+    with Hosts() as hosts:
         for host in "hab":
             hosts.add(host)
         hosts.start_ray("h", cpus=4)
