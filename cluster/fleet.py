@@ -178,10 +178,18 @@ class Fleet:
                 raise RuntimeError(f"no engine is left: {'; '.join(self.suspects.values())}")
             self._joined.clear()
             await self._joined.wait()
-        tokens = repr(request.prompt.tokens).encode()
-        known = free[crc32(tokens) % len(free)]
+        known = max(free, key=lambda seat: affinity(request.prompt.tokens, seat.engine.name))
         least = min(free, key=lambda seat: len(seat.flying))
         return known if len(known.flying) - len(least.flying) < AFFINITY_SLACK else least
+
+
+def affinity(tokens: Sequence[int], engine: str) -> int:
+    """How much a prompt belongs to an engine, whose cache then holds its keys and values.
+
+    The engine of the highest number has it, so that one that comes or goes moves no prompts but its
+    own (rendezvous hashing, Thaler and Ravishankar 1998).
+    """
+    return crc32(engine.encode(), crc32(repr(list(tokens)).encode()))
 
 
 async def _awaited(ref: Any) -> Any:
