@@ -1,5 +1,7 @@
 """What has to hold of a run's books, whatever was killed on the way."""
 
+import signal
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,16 @@ class Books:
         return self.groups == self.expected and not (
             self.doubled or self.too_old or self.differing or not self.steps
         )
+
+
+def stopped(config: RunConfig, process: subprocess.Popen[str]) -> Books:
+    """End a run by Ctrl-C, and count up to the step that it has reached."""
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=180)
+    assert "--resume" in output, output
+    done = read_steps(Path(config.cluster.run_dir))[-1]
+    algorithm = config.algorithm.model_copy(update={"num_steps": done})
+    return books(config.model_copy(update={"algorithm": algorithm}))
 
 
 def books(config: RunConfig) -> Books:

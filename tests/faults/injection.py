@@ -19,7 +19,12 @@ PATIENCE_S = 240.0
 IS_PROCESS = re.compile(r" is process (\d+)$")
 
 
-def until(what: str, found: Callable[[], object], process: subprocess.Popen[str] | None) -> None:
+def until(
+    what: str,
+    found: Callable[[], object],
+    process: subprocess.Popen[str] | None,
+    every_s: float = 0.1,
+) -> None:
     """Poll until something is found; fails once the run's process has ended without it."""
     deadline = time.monotonic() + PATIENCE_S
     while not found():
@@ -27,7 +32,7 @@ def until(what: str, found: Callable[[], object], process: subprocess.Popen[str]
             raise AssertionError(f"the run ended before {what}: {process.communicate()[0]}")
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not happen within {PATIENCE_S:.0f} s")
-        time.sleep(0.002)
+        time.sleep(every_s)
 
 
 def pid_of(run_dir: Path, role: str) -> int:
@@ -56,7 +61,7 @@ PHASES: dict[str, Callable[[dict[str, str]], bool]] = {
 
 def wait_for_phase(run_dir: Path, phase: str, process: subprocess.Popen[str]) -> None:
     """Until the run is in one of the five phases."""
-    until(f"phase {phase}", lambda: PHASES[phase](phases(run_dir)), process)
+    until(f"phase {phase}", lambda: PHASES[phase](phases(run_dir)), process, every_s=0.002)
 
 
 def wait_for_steps(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:

@@ -223,13 +223,13 @@ def _struck(run: Run, victim: str, phases: list[str]) -> tuple[list[Cell], Books
     try:
         injection.wait_for_steps(run.folder, STEP + 1, run.process)
         for phase in phases:
-            before = _discarded(run.folder)
             injection.wait_for_phase(run.folder, phase, run.process)
+            since = time.time()
             detected, recovered = VICTIMS[victim][1](run)
             run.struck += 1
             cell = Cell(
                 victim=victim, phase=phase, detected_s=round(detected, 1),
-                recovered_s=round(recovered, 1), steps_again=_discarded(run.folder) - before,
+                recovered_s=round(recovered, 1), steps_again=_discarded(run.folder, since),
             )  # fmt: skip
             print(json.dumps(asdict(cell)), flush=True)
             cells.append(cell)
@@ -240,8 +240,10 @@ def _struck(run: Run, victim: str, phases: list[str]) -> tuple[list[Cell], Books
             run.process.kill()
 
 
-def _discarded(folder: Path) -> int:
-    return len(list((folder / "discarded" / "ledger").glob("*")))
+def _discarded(folder: Path, since: float) -> int:
+    """Steps that were put aside since then; of one that was run often the last is kept."""
+    files = (folder / "discarded" / "ledger").glob("*")
+    return sum(file.stat().st_ctime >= since for file in files)
 
 
 def end_and_count(run: Run) -> Books:
