@@ -236,6 +236,24 @@ def inspect_command(
 
 
 @app.command()
+def scale(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run that goes on.")],
+    engines: Annotated[str, typer.Argument(help="How many; `auto` leaves it to the run again.")],
+) -> None:
+    """Add rollout engines to a run that goes on, or release some."""
+    with guarded(debug=False):
+        from cluster.scaling import ask
+        from configs.errors import ConfigError
+
+        if engines != "auto" and not engines.isdecimal():
+            raise ConfigError(f"ENGINES: {engines!r} is neither a number nor `auto`")
+        if not (run_dir / "config.yaml").exists():
+            raise ConfigError(f"RUN_DIR: {run_dir} is not the folder of a run")
+        wanted = None if engines == "auto" else int(engines)
+        typer.echo(ask(run_dir, load(run_dir, None), wanted))
+
+
+@app.command()
 def plan(
     config: ConfigPath,
     overrides: Overrides = None,

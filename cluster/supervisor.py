@@ -22,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from cluster.collector import Status
 from cluster.engines import EngineHandle, create_engine, engine_names
 from cluster.events import record
-from cluster.scaling import Sizing
+from cluster.scaling import Sizing, asked
 from configs.schema import RunConfig
 from rl.data.stored import Item
 
@@ -160,8 +160,9 @@ class Supervisor:
             elif seat.is_loaded and not seat.is_live and seat.engine.key in status.live:
                 self._went_live(seat)
         self._leave_draining_nodes()
-        if self.sizing.is_elastic:
-            self._resize(status)
+        wish = asked(self.config.cluster.run_dir)
+        if self.sizing.is_elastic or wish is not None:
+            self._resize(status, wish)
 
     def _status(self) -> Status | None:
         """None where the collector does not answer; one that is stuck is started anew."""
@@ -270,12 +271,14 @@ class Supervisor:
     def _fleet(self) -> list[Seat]:
         return [seat for seat in self.seats.values() if seat.is_synced]
 
-    def _resize(self, status: Status) -> None:
+    def _resize(self, status: Status, wish: int | None) -> None:
         fleet = self._fleet()
         if any(not seat.is_live for seat in fleet):
             return  # one change at a time
         now = time.monotonic()
-        wanted = self.sizing.wanted(now, len(fleet), status.num_waiting, status.is_learner_waiting)
+        wanted = self.sizing.wanted(
+            now, len(fleet), status.num_waiting, status.is_learner_waiting, wish
+        )
         if wanted > len(fleet):
             names = engine_names(wanted)
             name = next(name for name in names if name not in self.seats)
@@ -288,7 +291,7 @@ class Supervisor:
             self.seats[name] = seat
             self._start(seat)
         elif wanted < len(fleet):
-            self._release(fleet[-1], "too little to do")
+            self._release(fleet[-1], "too little to do" if wish is None else "asked for")
 
     def _release(self, seat: Seat, reason: str) -> None:
         """Let an engine hand its work over, and end it."""

@@ -5,6 +5,9 @@ have little to do, and leave. What decides is the collector's queue and the lear
 any run.
 """
 
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from tests.integration.loop import tiny_run
 from tests.integration.processes import read_steps
 from tests.integration.test_run import start
 
+ATTUNE = str(Path(sys.executable).with_name("attune"))
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 
 
@@ -67,3 +71,33 @@ def test_engines_go_from_one_to_three_and_back_by_autoscaling(
         finally:
             process.kill()
         assert found.are_right, (found, read_events(run))
+
+
+def test_engines_are_released_and_added_by_hand(
+    world_model: Path, world_prompts: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(
+        world_model, world_prompts, tmp_path / "run", "algorithm.num_steps=100000",
+        "algorithm.max_staleness=1", "cluster.rollout.num_engines=2",
+        "cluster.checkpoint.interval=50",
+    )  # fmt: skip
+    run = tmp_path / "run"
+    process = start(config)
+    try:
+        until("two engines", lambda: live_engines(run) == 2, process)
+        wait_for_steps(run, 2, process)
+        for engines in (1, 2):
+            subprocess.run(
+                [ATTUNE, "scale", str(run), str(engines)], check=True, capture_output=True
+            )
+            until(f"{engines} engines", partial(_has, run, engines), process)
+            wait_for_steps(run, read_steps(run)[-1] + 3, process)
+        found = stopped(config, process)
+    finally:
+        process.kill()
+    assert found.are_right, (found, read_events(run))
+    assert found.discarded == 0
+
+
+def _has(run: Path, engines: int) -> bool:
+    return live_engines(run) == engines

@@ -1,7 +1,14 @@
 """When an elastic fleet grows and shrinks, by a clock that the test turns."""
 
-from cluster.scaling import Sizing
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.cli import app
+from cluster.scaling import Sizing, asked
 from configs.cluster import RolloutPlacement
+from configs.load import load_config, to_yaml
 
 
 def sizing(**settings: float) -> Sizing:
@@ -38,3 +45,68 @@ def test_work_in_between_begins_the_wait_anew():
 def test_a_fleet_without_bounds_is_not_elastic():
     assert not Sizing(placement=RolloutPlacement(num_engines=4)).is_elastic
     assert sizing().is_elastic
+
+
+# ---- by hand -------------------------------------------------------------------------------------
+
+
+def test_what_a_person_asks_for_goes_before_the_work():
+    fleet = sizing()
+    assert fleet.wanted(0.0, 1, 0, False, asked=3) == 2, "one at a time"
+    assert fleet.wanted(0.0, 2, 0, False, asked=3) == 3
+    assert fleet.wanted(0.0, 3, 900, True, asked=3) == 3
+    assert fleet.wanted(0.0, 3, 900, True, asked=1) == 2
+    assert fleet.wanted(0.0, 3, 0, False, asked=99) == 3, "the limit"
+    fixed = Sizing(placement=RolloutPlacement(num_engines=4))
+    assert fixed.wanted(0.0, 4, 900, True, asked=2) == 3
+
+
+def run_folder(tmp_path: Path, *overrides: str) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    recipe = Path(__file__).parents[2] / "configs" / "rloo.yaml"
+    needed = ["model.path=m", "data.train=d", "feedback.rewards.rm.path=r"]
+    config = load_config(recipe, [*needed, f"cluster.run_dir={folder}", *overrides])
+    (folder / "config.yaml").write_text(to_yaml(config))
+    return folder
+
+
+def scale(folder: Path, engines: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["scale", str(folder), engines])
+    return result.exit_code, result.output
+
+
+def test_a_wish_is_noted_and_taken_back(tmp_path):
+    folder = run_folder(tmp_path, "cluster.rollout.num_engines=2")
+    assert asked(folder) is None
+    code, said = scale(folder, "1")
+    assert (code, asked(folder)) == (0, 1)
+    assert "1 engines are asked for" in said
+    code, said = scale(folder, "auto")
+    assert (code, asked(folder)) == (0, None)
+    assert "from 2 to 2" in said
+    (folder / "fleet.json").write_text('{"engines": ')
+    assert asked(folder) is None, "a torn wish is none"
+
+
+@pytest.mark.parametrize(
+    ("engines", "said"),
+    [
+        ("3", "ENGINES: 3 is not between 1 and 2"),
+        ("0", "ENGINES: 0 is not between 1 and 2"),
+        ("many", "ENGINES: 'many' is neither a number nor `auto`"),
+    ],
+)
+def test_a_wish_that_cannot_come_true_is_refused(engines, said, tmp_path):
+    folder = run_folder(tmp_path, "cluster.rollout.num_engines=2")
+    code, output = scale(folder, engines)
+    assert code == 2
+    assert output.startswith(f"error: {said}")
+    assert asked(folder) is None
+
+
+def test_a_folder_without_a_run_and_a_run_that_has_ended_are_refused(tmp_path):
+    assert scale(tmp_path, "1") == (2, f"error: RUN_DIR: {tmp_path} is not the folder of a run\n")
+    folder = run_folder(tmp_path)
+    (folder / "summary.json").write_text("{}")
+    assert scale(folder, "1") == (2, f"error: {folder}: the run has ended\n")
