@@ -14,7 +14,7 @@ from cluster.events import read_events
 from cluster.phases import phases
 from tests.integration.processes import read_steps
 
-PATIENCE_S = 240.0
+PATIENCE_S = 400.0
 """Longest wait for anything here, on a machine that is busy with other things as well."""
 IS_PROCESS = re.compile(r" is process (\d+)$")
 
