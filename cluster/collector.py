@@ -153,6 +153,7 @@ class Collector:
 
     async def synced(self, keys: Sequence[str], attempt: int) -> None:
         """These engines have the learner's weights, and were probed."""
+        self._walk()
         refuse_older(attempt, self.attempt)
         for key in keys:
             if key in self.engines:  # or it was lost or released since

@@ -138,6 +138,7 @@ class Session:
             self._begin()
 
     def _begin(self) -> None:
+        until = time.monotonic() + RESTART_S
         while True:
             try:
                 if self._used is not None:
@@ -146,8 +147,13 @@ class Session:
                 if self._question is not None:
                     self.client.call("ask", *self._question)
                 return
-            except NotBegun:
-                time.sleep(RETRY_S)  # the supervisor sets it up again
+            except NotBegun as error:  # the supervisor sets it up again
+                if time.monotonic() > until:
+                    raise RuntimeError(
+                        f"the collector was started anew and not set up within {RESTART_S:.0f} s "
+                        "(phase: begin); see logs/driver.log"
+                    ) from error
+                time.sleep(RETRY_S)
 
     def take(self, step: int) -> tuple[list[Experience], Metrics]:
         """This rank's share of a step's groups; waits as long as sampling takes."""

@@ -21,6 +21,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from cluster.collector import Status
 from cluster.engines import EngineHandle, create_engine, engine_names
+from cluster.errors import NotBegun
 from cluster.events import record
 from cluster.scaling import Sizing, asked
 from configs.schema import RunConfig
@@ -53,6 +54,8 @@ class Seat:
     since: float = 0.0
     """When it was created, in seconds of the monotonic clock."""
     is_loaded: bool = False
+    is_admitted: bool = False
+    """Whether the present collector knows of it."""
     is_live: bool = False
     check: Any = None
     checked_at: float = 0.0
@@ -149,6 +152,7 @@ class Supervisor:
             self.restarts += 1
             self._set_up()
             for seat in self.seats.values():
+                seat.is_admitted = False
                 if seat.is_loaded:
                     self._admit(seat)
             return
@@ -157,6 +161,8 @@ class Supervisor:
             reason = suspects.get(seat.engine.key) or self._ill(seat)
             if reason:
                 self._replace(seat, reason)
+            elif seat.is_loaded and not seat.is_admitted:
+                self._admit(seat)
             elif seat.is_loaded and not seat.is_live and seat.engine.key in status.live:
                 self._went_live(seat)
         self._leave_draining_nodes()
@@ -184,7 +190,8 @@ class Supervisor:
 
     def _start(self, seat: Seat) -> None:
         seat.since = time.monotonic()
-        seat.placed_at, seat.is_loaded, seat.is_live, seat.check = None, False, False, None
+        seat.placed_at, seat.check = None, None
+        seat.is_loaded = seat.is_admitted = seat.is_live = False
         seat.placed, seat.started = (
             seat.engine.actor.node.remote(),
             seat.engine.actor.start.remote(),
@@ -218,7 +225,6 @@ class Supervisor:
                 return f"it did not start: {reason}"
             seat.is_loaded, seat.failed_starts = True, 0
             seat.checked_at = now
-            self._admit(seat)
             return ""
         # An elastic fleet waits for a node to come; another one has all it will ever have.
         since = seat.placed_at or (None if self.sizing.is_elastic else seat.since)
@@ -231,8 +237,9 @@ class Supervisor:
 
     def _admit(self, seat: Seat) -> None:
         admit = self.collector.admit if seat.is_synced else self.collector.admit_reference
-        ray.get(admit.remote(seat.engine), timeout=QUICK_S)
-        if not seat.is_synced:
+        ray.get(admit.remote(seat.engine), timeout=QUICK_S)  # where it fails, at the next look
+        seat.is_admitted = True
+        if not (seat.is_synced or seat.is_live):
             self._went_live(seat)
 
     def _went_live(self, seat: Seat) -> None:
@@ -302,7 +309,7 @@ class Supervisor:
                 self.collector.release.remote(seat.engine.key),
                 timeout=self.placement.release_s,
             )
-        except GetTimeoutError:
+        except (GetTimeoutError, RayActorError, NotBegun):
             logger.warning("%s did not hand over in time", seat.engine.key)
             self.collector.lost.remote(seat.engine.key, "it left")
         ray.kill(seat.engine.actor)
