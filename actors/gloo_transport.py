@@ -13,6 +13,7 @@ Every receiver here, also the NCCL and IPC ones, records a fingerprint of each t
 so a failed log-prob probe can name the tensors that differ (`rl.fingerprints`).
 """
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -133,7 +134,20 @@ def broadcast(group: ProcessGroup, buffer: torch.Tensor, timeout_s: float) -> No
 def engine_error(call: Future[None], error: RuntimeError) -> BaseException:
     """What the engines say about a failed transfer, where they say anything; else `error`."""
     wait([call], GRACE_S)
-    return (call.exception() if call.done() else None) or error
+    said = call.exception() if call.done() else None
+    if said is None:
+        return error
+    said.__cause__ = error
+    return said
+
+
+def let_go(error: BaseException) -> None:
+    """Free what the calls behind an error hold, the group above all.
+
+    Peers that still wait in a group get an error, not a time-out, once its last member here is
+    gone, and whoever waits answers nobody and would pass for stuck.
+    """
+    traceback.clear_frames(error.__traceback__)
 
 
 @contextmanager
@@ -314,7 +328,9 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             )
             joined.result(timeout=init_info.timeout_s + GRACE_S)
         except RuntimeError as error:
-            raise engine_error(joined, error) from error
+            group = None
+            let_go(error)
+            raise engine_error(joined, error)  # noqa: B904 - it carries its cause, if it has one
         finally:
             pool.shutdown(wait=False)  # joining a thread whose peer is stuck would hang here
         return cls(client=client, source=source, init_info=init_info, group=group)
@@ -339,10 +355,12 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             self._broadcast(metadata)
             received.result(timeout=self.init_info.timeout_s + GRACE_S)
         except RuntimeError as error:
-            self.group = None  # peers still in the broadcast get an error, not a time-out
-            raise engine_error(received, error) from error
-        except BaseException:
             self.group = None
+            let_go(error)
+            raise engine_error(received, error)  # noqa: B904 - it carries its cause, if it has one
+        except BaseException as error:
+            self.group = None
+            let_go(error)
             raise
         finally:
             pool.shutdown(wait=False)

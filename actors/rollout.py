@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+FIRST = -1
+"""Priority of what must not wait behind the replies; theirs is 0."""
+TOKEN_S = 3.0
+"""How long the token of a health check may wait behind other work."""
+
+
 class EngineDied(RuntimeError):
     """vLLM's engine core has ended under a living actor: the engine has to be replaced."""
 
@@ -110,6 +116,7 @@ class RolloutEngine:
             tensor_parallel_size=tensor_parallel,
             distributed_executor_backend="mp" if tensor_parallel > 1 else "uni",
             enable_prefix_caching=True,
+            scheduling_policy="priority",
             # vLLM 0.32 rewinds the generator of a seeded request whose prefill was cut in two, and
             # CPU generators cannot be rewound: the engine core dies. So prompts go in whole there.
             enable_chunked_prefill=False if spec.device == "cpu" else None,
@@ -144,7 +151,11 @@ class RolloutEngine:
         await self._run([self.stop_token_ids[0]], parameters, "warm-up")
 
     async def _run(
-        self, tokens: list[int], parameters: "SamplingParams", request_id: str
+        self,
+        tokens: list[int],
+        parameters: "SamplingParams",
+        request_id: str,
+        priority: int = 0,
     ) -> "RequestOutput":
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -154,7 +165,7 @@ class RolloutEngine:
         self._flying[request_id] = parameters.n
         try:
             async for output in self.engine.generate(
-                {"prompt_token_ids": tokens}, parameters, request_id
+                {"prompt_token_ids": tokens}, parameters, request_id, priority=priority
             ):
                 final = output
         except EngineDeadError as error:
@@ -279,6 +290,7 @@ class RolloutEngine:
                     tokens,
                     SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, seed=0),
                     f"probe-{index}-{time.monotonic_ns()}",
+                    priority=FIRST,
                 )
                 for index, tokens in enumerate(sequences)
             )
@@ -288,8 +300,8 @@ class RolloutEngine:
     async def check(self) -> float:
         """Generate one token; returns the seconds it took. Raises EngineDied.
 
-        During an update nothing is generated, and the learner watches over the engine; behind a
-        full batch a new request would queue, so there the core is asked for a sign of life.
+        During an update nothing is generated, and the learner watches over the engine. Behind other
+        work the token may be late for want of a place or of cache: then a sign of life will do.
         """
         started = time.monotonic()
         if self.engine.errored:
@@ -297,12 +309,19 @@ class RolloutEngine:
         if sum(self._flying.values()) >= self.spec.placement.max_num_seqs:
             await self.ping()
             return time.monotonic() - started
+        others = set(self._flying)
         updating = asyncio.create_task(self._updating.wait())
         token = asyncio.create_task(self._one_token())
         try:
-            done, _ = await asyncio.wait({updating, token}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                {updating, token},
+                timeout=TOKEN_S if others else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             if token in done:
                 token.result()
+            elif not done:
+                await self.ping()
         finally:
             updating.cancel()
             token.cancel()
@@ -312,7 +331,8 @@ class RolloutEngine:
         from vllm import SamplingParams
 
         parameters = SamplingParams(max_tokens=1, detokenize=False)
-        await self._run([self.stop_token_ids[0]], parameters, f"check-{time.monotonic_ns()}")
+        request_id = f"check-{time.monotonic_ns()}"
+        await self._run([self.stop_token_ids[0]], parameters, request_id, priority=FIRST)
 
     async def ping(self) -> None:
         """Return once every worker of the engine has answered, between two of its steps."""

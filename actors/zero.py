@@ -219,13 +219,19 @@ def _load_universal(engine: deepspeed.DeepSpeedEngine, folder: Path) -> None:
         state["step"] = deepcopy(state["step"])
 
 
+CONVERSION_S = 1800.0
+"""Longest conversion of a checkpoint to another number of ranks."""
+
+
 def _to_universal(source: Path, target: Path) -> None:
     """Convert with DeepSpeed's own tool, in a process of its own: it prints, and forks workers."""
     shutil.rmtree(target, ignore_errors=True)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(source), "--output_folder", str(target)]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=CONVERSION_S
+    )
     if result.returncode != 0:
         last = (result.stderr.strip() or result.stdout.strip()).splitlines()[-1:]
         raise RuntimeError(f"{source}: converting to a universal checkpoint failed: {last}")

@@ -218,7 +218,10 @@ class Collector:
 
     async def advance(self, version: int, rows: Sequence[LedgerRow], attempt: int) -> None:
         """Step `version` was learned from and its weights are on the engines."""
-        await self._begun(attempt).advance(version, rows)
+        walk = self._begun(attempt)
+        # A successor on another cluster has a collector of its own, and the same run folder.
+        refuse_older(attempt, latest_attempt(self.config.cluster.run_dir))
+        await walk.advance(version, rows)
 
     async def move_reference(self, path: str, attempt: int) -> None:
         """Let the reference answer from another folder."""

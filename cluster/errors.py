@@ -74,6 +74,12 @@ def chain(error: BaseException) -> list[BaseException]:
     return found
 
 
+def last_line(error: BaseException) -> str:
+    """The last line of what an error says, where Ray has put the tracebacks before it."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
+
+
 def root_cause(error: BaseException) -> str:
     """One line: the first error of a chain of Ray, Ray Train and plain exceptions."""
     error = chain(error)[-1]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from zlib import crc32
 
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.partials import Partial
 from actors.rollout import EngineDied, SampleRequest
@@ -160,7 +160,7 @@ class Fleet:
             if call.cancelled():
                 return self.suspects.get(engine.key, f"{engine.key} left")
             return call.result()
-        except (RayActorError, EngineDied) as error:
+        except (RayActorError, ObjectLostError, EngineDied) as error:
             reason = f"{engine.key}: {str(error).strip().splitlines()[-1]}"
             self.lost(engine.key, reason)
             return reason

@@ -7,6 +7,7 @@ resumed run draws the very same ones.
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from random import Random
 
 import numpy as np
@@ -28,9 +29,15 @@ def unused_ids(used: set[int]) -> Iterator[int]:
 def prompt_index(group_id: int, num_prompts: int, seed: int) -> int:
     """Which prompt a group is about: every epoch runs through all prompts in a new order."""
     epoch, position = divmod(group_id, num_prompts)
+    return int(_order(num_prompts, seed, epoch)[position])
+
+
+@lru_cache(maxsize=8)
+def _order(num_prompts: int, seed: int, epoch: int) -> np.ndarray:
+    """Kept, since to shuffle a million takes a second."""
     order = list(range(num_prompts))
     Random(f"{seed}-{epoch}").shuffle(order)
-    return order[position]
+    return np.asarray(order, dtype=np.int64)
 
 
 def row_of(config: RunConfig, group_id: int, num_rows: int) -> int:

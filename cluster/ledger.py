@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.dataset import dataset
 
 from cluster.space import room
 
@@ -99,6 +101,18 @@ class Ledger:
     def used(self) -> set[int]:
         """Ids of all groups that were learned from."""
         return set(read_ledger(self.run_dir)["group_id"].to_pylist()) if self._files() else set()
+
+    def progress(self) -> tuple[set[int], dict[int, int]]:
+        """Ids of all groups that were learned from, and of each step the replies judged for it."""
+        files = [str(file) for file in self._files()]
+        if not files:
+            return set(), {}
+        columns = ["group_id", "status", "step", "num_samples"]
+        table = dataset(files, schema=SCHEMA).to_table(columns=columns)
+        judged = table.filter(pc.field("status") != UNLABELLED)
+        sums = judged.group_by("step").aggregate([("num_samples", "sum")])
+        labels = zip(sums["step"].to_pylist(), sums["num_samples_sum"].to_pylist(), strict=True)
+        return set(table["group_id"].to_pylist()), dict(labels)
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("step=*.parquet"))

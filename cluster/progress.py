@@ -163,6 +163,7 @@ def quiet_logs(log_file: Path, console: Console | None = None) -> None:
     call this after importing them. A second call replaces the first one's file and console. Give
     `console` where `RunProgress` was given one: the two must share it.
     """
+    logging.raiseExceptions = False  # a log that finds no room is the least of a full disk's losses
     log_file.parent.mkdir(parents=True, exist_ok=True)
     to_file = logging.FileHandler(log_file, encoding="utf-8")
     to_file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

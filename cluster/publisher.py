@@ -20,7 +20,7 @@ import torch.distributed as dist
 from actors.learner import Learner
 from actors.weight_sync import ZeroSource, open_sender, probe_gap
 from cluster.engines import EngineHandle, transport_of
-from cluster.errors import Unrecoverable
+from cluster.errors import Unrecoverable, last_line
 from cluster.runtime import free_port
 from configs.cluster import SyncConfig
 from rl.fingerprints import differing, tensor_group
@@ -128,9 +128,16 @@ class EngineClient:
         setting = "deadline_s" if phase == "receive" else "stall_s"
         deadline_s: float = getattr(self.settings, setting)
         slow = list(calls)
-        while slow and time.monotonic() - started < deadline_s and not self.is_over:
-            left = deadline_s - (time.monotonic() - started)
-            _, slow = ray.wait(slow, num_returns=len(slow), timeout=max(0.0, min(1.0, left)))
+        slow = self._still_slow(slow, started + deadline_s)
+        if slow and phase == "probe":
+            # The sequences in flight are computed anew after a sync. An engine that shows a sign of
+            # life meanwhile is not to blame for that.
+            silent = self.silent()
+            busy = [call for engine, call in zip(self.engines, calls, strict=True)
+                    if call in slow and engine.key not in silent]  # fmt: skip
+            setting, deadline_s = "deadline_s", self.settings.deadline_s
+            done = set(busy) - set(self._still_slow(busy, started + deadline_s))
+            slow = [call for call in slow if call not in done]
         answers, reasons = [], {}
         for engine, call in zip(self.engines, calls, strict=True):
             if call in slow:
@@ -142,12 +149,20 @@ class EngineClient:
             try:
                 answers.append(ray.get(call))
             except Exception as error:  # noqa: BLE001 - whatever it is, the engine failed
-                last = str(error).strip().splitlines()[-1]
-                reasons[engine.key] = f"{engine.name} did not {PHASES[phase]} (phase: sync): {last}"
+                reasons[engine.key] = (
+                    f"{engine.name} did not {PHASES[phase]} (phase: sync): {last_line(error)}"
+                )
         self.phase_s[phase] = time.monotonic() - started
         if reasons:
             raise EnginesFailed(reasons)
         return answers
+
+    def _still_slow(self, calls: list[Any], end: float) -> list[Any]:
+        """Calls that have not ended by then, or when the transfer is given up."""
+        slow = list(calls)
+        while slow and (left := end - time.monotonic()) > 0 and not self.is_over:
+            _, slow = ray.wait(slow, num_returns=len(slow), timeout=min(1.0, left))
+        return slow
 
     def silent(self) -> dict[str, str]:
         """Engines that show no sign of life at all, and why that is said of each."""
@@ -162,8 +177,7 @@ class EngineClient:
             try:
                 ray.get(call)
             except Exception as error:  # noqa: BLE001 - whatever it is, the engine failed
-                last = str(error).strip().splitlines()[-1]
-                reasons[engine.key] = f"{engine.name} is gone (phase: sync): {last}"
+                reasons[engine.key] = f"{engine.name} is gone (phase: sync): {last_line(error)}"
         return reasons
 
     def leave(self) -> None:
@@ -269,7 +283,7 @@ class Publisher:
             if not self._is_asking:
                 raise
             self._give_up(error)
-            return str(error).strip().splitlines()[-1]
+            return last_line(error)
         finally:
             if self._is_asking:
                 self.source.finish_pass()

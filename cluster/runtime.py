@@ -141,7 +141,8 @@ def cpus_wanted(config: RunConfig) -> float:
         return learner
     judges = len(config.feedback.rewards) * cluster.reward.num_workers
     judges *= config.feedback.service is None
-    engines = cluster.rollout.num_engines + (config.data.source == "policy+reference")
+    most = max(cluster.rollout.num_engines, cluster.rollout.max_engines or 0)
+    engines = most + (config.data.source == "policy+reference")
     return (
         learner
         + engines * cluster.rollout.cpus_per_engine

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from actors.judges.answers import checked
 from actors.reward import Judge, Scores, build_judge
@@ -23,6 +23,9 @@ from configs.schema import MODEL_KINDS, RewardConfig, RunConfig
 from rl.types import Rollout
 
 logger = logging.getLogger(__name__)
+
+GONE = (RayActorError, ObjectLostError)
+"""What calls raise whose actor has died, and answers whose node has."""
 
 Spawn = Callable[[], list[Any]]
 """Creates the workers of a group anew."""
@@ -141,7 +144,22 @@ class ScoringGroup:
         self.workers = []
 
     async def ready(self) -> None:
-        """Let all workers load, side by side, if they have not; returns once they have."""
+        """Let all workers load, side by side, if they have not; returns once they have.
+
+        Those that die meanwhile are replaced, `attempts` times.
+        """
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return await self._load_once()
+            except GONE as error:
+                self._note(attempt, "its process died while it loaded", "replaced")
+                self._replace()
+                if attempt == self.attempts:
+                    raise RuntimeError(
+                        f"{self.name} died {attempt} times while it loaded; {self.hint}"
+                    ) from error
+
+    async def _load_once(self) -> None:
         if self._loading is None:
             self._loading = asyncio.create_task(self._load())
         if self._loading.done():
@@ -173,10 +191,10 @@ class ScoringGroup:
                     return await self._call(rollouts)
                 except (GetTimeoutError, TimeoutError) as error:
                     reason, cause, gone = self._late(), error, True
-                except RayActorError as error:
+                except GONE as error:
                     reason, cause, gone = "its process died", error, True
                 except RayTaskError as error:
-                    reason, cause = str(error.cause), error
+                    reason, cause = " ".join(str(error.cause).split())[:500], error
                 except ValueError as error:  # an answer that does not fit
                     reason, cause = str(error), error
                 self._note(attempt, reason, "replaced" if gone else "failed")

@@ -61,6 +61,10 @@ class CollectorClient:
                     *arguments, **named, attempt=self.attempt
                 )
                 return ray.get(call, timeout=self.deadline_s)
+            except (NotBegun, Fenced):
+                raise
+            except RayTaskError as error:  # also where a worker of the collector's has died
+                raise carrying(Unrecoverable(root_cause(error)), error) from error
             except GONE as error:
                 # The first may have been answered before the actor died: nothing is done twice
                 # that must not be, and the new one says NotBegun.
@@ -73,10 +77,6 @@ class CollectorClient:
                 setting = "cluster.rollout.generate_deadline_s"
                 reason = late("collector", method, self.deadline_s, self.run_dir, setting)
                 raise RuntimeError(reason) from error
-            except (NotBegun, Fenced):
-                raise
-            except RayTaskError as error:
-                raise carrying(Unrecoverable(root_cause(error)), error) from error
 
 
 class LiveRoster:
@@ -196,6 +196,11 @@ class Session:
         except (*GONE, NotBegun):
             logger.warning("the groups of step %d were lost with the collector", step)
             return None, {}
+        except GetTimeoutError as error:
+            setting, limit = "cluster.rollout.generate_deadline_s", self.client.deadline_s
+            raise RuntimeError(
+                late("collector", "take", limit, self.client.run_dir, setting)
+            ) from error
 
     def _begin_again(self) -> None:
         if self.rank == 0:

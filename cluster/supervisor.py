@@ -2,7 +2,7 @@
 
 A thread of the driver looks at everything every `cluster.rollout.check_interval_s`:
 
-    starting ─ loaded ─▶ joining ─ synced by the learner ─▶ live ─ released ─▶ gone
+    starting ─ loaded ─▶ joining ─ synced by the learner ─▶ live ─ leaving ─▶ gone
         └────────────── dead, stuck, suspected ───────────────┴──▶ killed; its seat is filled anew
 
 It only decides who is there. Work is routed by the collector, weights are sent by the learner, and
@@ -10,6 +10,7 @@ each of them works on while the supervisor is busy or gone.
 """
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,6 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from cluster.collector import Status
 from cluster.engines import EngineHandle, create_engine, engine_names
-from cluster.errors import NotBegun
 from cluster.events import record
 from cluster.scaling import Sizing, asked
 from configs.schema import RunConfig
@@ -30,7 +30,10 @@ from rl.data.stored import Item
 logger = logging.getLogger(__name__)
 
 START_TRIES = 3
-"""Failed starts in a row after which a seat is given up, and the run with it."""
+"""Failed starts in a row after which a seat stays empty for a while; with all others empty as well
+the run is given up."""
+REST_S = 60.0
+"""How long such a seat stays empty."""
 QUICK_S = 15.0
 """What the collector answers a look within."""
 SET_UP_S = 120.0
@@ -65,6 +68,16 @@ class Seat:
     lost_at: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Leaving:
+    """An engine that hands its work over."""
+
+    engine: EngineHandle
+    call: Any
+    end: float
+    """When it has to be done, in seconds of the monotonic clock."""
+
+
 class Supervisor:
     """Keeps a run's engines and collector going from `start` to `stop`.
 
@@ -89,6 +102,11 @@ class Supervisor:
         self.restarts = 0
         """Engines and collectors that were replaced."""
         self._incarnations = {seat.name: seat.engine.incarnation for seat in seats}
+        self._leaving: list[Leaving] = []
+        self._resting: dict[str, tuple[Seat, float]] = {}
+        """Seats whose engines do not start -> until when they stay empty."""
+        self._no_room_until = 0.0
+        """Until when a fleet that found no room does not try to grow again."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="supervisor")
         self._is_set_up = False
@@ -111,6 +129,9 @@ class Supervisor:
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join(QUICK_S + 5)
+        for one in self._leaving * ray.is_initialized():
+            ray.kill(one.engine.actor)
+        self._leaving = []
 
     def failure(self) -> BaseException | None:
         """What makes going on useless, if anything does."""
@@ -129,10 +150,10 @@ class Supervisor:
             except Exception as error:
                 if self._stopped.is_set() or not ray.is_initialized():
                     return
-                logger.exception("a look at the fleet failed")
                 if isinstance(error, StartFailed):
                     self.error = error
                     return
+                logger.exception("a look at the fleet failed")
 
     def _pause(self) -> float:
         """Looks are close together while somebody is starting, so that nobody waits for work."""
@@ -165,6 +186,8 @@ class Supervisor:
                 self._admit(seat)
             elif seat.is_loaded and not seat.is_live and seat.engine.key in status.live:
                 self._went_live(seat)
+        self._end_those_that_left()
+        self._fill_empty_seats()
         self._leave_draining_nodes()
         wish = asked(self.config.cluster.run_dir)
         if self.sizing.is_elastic or wish is not None:
@@ -226,9 +249,9 @@ class Supervisor:
             seat.is_loaded, seat.failed_starts = True, 0
             seat.checked_at = now
             return ""
-        # An elastic fleet waits for a node to come; another one has all it will ever have.
-        since = seat.placed_at or (None if self.sizing.is_elastic else seat.since)
-        if since is not None and now - since > self.placement.start_deadline_s:
+        if seat.placed_at is None and self.sizing.is_elastic:
+            return ""  # it waits for a node to come, or is withdrawn
+        if now - (seat.placed_at or seat.since) > self.placement.start_deadline_s:
             return (
                 f"it did not start within {self.placement.start_deadline_s:.0f} s; raise "
                 "cluster.rollout.start_deadline_s if it needs longer"
@@ -258,15 +281,41 @@ class Supervisor:
         logger.warning("%s is replaced: %s", old.key, reason)
         self.collector.lost.remote(old.key, reason)
         ray.kill(old.actor)
-        if not seat.is_loaded:
-            seat.failed_starts += 1
-            if seat.failed_starts >= START_TRIES:
-                raise StartFailed(f"{seat.name} failed to start {START_TRIES} times: {reason}")
-        else:
+        if seat.is_loaded:
             self.restarts += 1
+        elif not _has_lost_its_node(seat.started):
+            seat.failed_starts += 1
         seat.replaces, seat.lost_at = seat.replaces or old.key, time.monotonic()
+        if seat.failed_starts >= START_TRIES:
+            self._rest(seat, reason)
+            return
         seat.engine = self._created(seat.name, seat.path)
         self._start(seat)
+
+    def _rest(self, seat: Seat, reason: str) -> None:
+        """Leave a seat empty for a while, as long as others do the work."""
+        others = [
+            other
+            for other in self._fleet()
+            if other is not seat and (other.is_live or other.placed_at is not None)
+        ]
+        if not (others and seat.is_synced):
+            raise StartFailed(f"{seat.name} failed to start {START_TRIES} times: {reason}")
+        logger.warning("%s stays empty for %.0f s: it does not start", seat.name, REST_S)
+        self._event("seat_empty", seat=seat.name, seconds=REST_S, reason=reason[:500])
+        del self.seats[seat.name]
+        self._resting[seat.name] = (seat, time.monotonic() + REST_S)
+
+    def _fill_empty_seats(self) -> None:
+        """Try again where engines did not start; at once where no other one is left."""
+        is_needed = not any(seat.is_live for seat in self._fleet())
+        for name, (seat, until) in list(self._resting.items()):
+            if is_needed or time.monotonic() > until:
+                del self._resting[name]
+                seat.failed_starts = START_TRIES - 1
+                seat.engine = self._created(name, seat.path)
+                self.seats[name] = seat
+                self._start(seat)
 
     def _created(self, name: str, path: str) -> EngineHandle:
         number = self._incarnations.get(name, -1) + 1
@@ -279,41 +328,59 @@ class Supervisor:
         return [seat for seat in self.seats.values() if seat.is_synced]
 
     def _resize(self, status: Status, wish: int | None) -> None:
-        fleet = self._fleet()
-        if any(not seat.is_live for seat in fleet):
-            return  # one change at a time
-        now = time.monotonic()
+        fleet, now = self._fleet(), time.monotonic()
         wanted = self.sizing.wanted(
             now, len(fleet), status.num_waiting, status.is_learner_waiting, wish
         )
-        if wanted > len(fleet):
-            names = engine_names(wanted)
-            name = next(name for name in names if name not in self.seats)
-            seat = Seat(
-                name=name,
-                path=self.config.model.path,
-                engine=self._created(name, self.config.model.path),
-            )
-            self._event("engine_added", engine=seat.engine.key, waiting=status.num_waiting)
-            self.seats[name] = seat
-            self._start(seat)
+        waiting = [seat for seat in fleet if seat.placed_at is None and not seat.is_loaded]
+        patience = self.placement.start_deadline_s
+        if waiting and len(fleet) > 1 and now - waiting[-1].since > patience:
+            self._no_room_until = now + patience
+            self._withdraw(waiting[-1], f"no room was found for it within {patience:.0f} s")
+        elif wanted < len(fleet) and waiting:
+            self._withdraw(waiting[-1], "it is not needed any more")
+        elif any(not seat.is_live for seat in fleet):
+            return  # one change at a time
+        elif wanted > len(fleet) and now > self._no_room_until:
+            self._add(status.num_waiting)
         elif wanted < len(fleet):
             self._release(fleet[-1], "too little to do" if wish is None else "asked for")
 
+    def _add(self, num_waiting: int) -> None:
+        names = engine_names(len(self.seats) + len(self._resting) + 1)
+        name = next(name for name in names if name not in {*self.seats, *self._resting})
+        path = self.config.model.path
+        seat = Seat(name=name, path=path, engine=self._created(name, path))
+        self._event("engine_added", engine=seat.engine.key, waiting=num_waiting)
+        self.seats[name] = seat
+        self._start(seat)
+
+    def _withdraw(self, seat: Seat, reason: str) -> None:
+        """Ask for an engine no more that has found no place yet."""
+        self._event("engine_withdrawn", engine=seat.engine.key, reason=reason)
+        del self.seats[seat.name]
+        ray.kill(seat.engine.actor)
+
     def _release(self, seat: Seat, reason: str) -> None:
-        """Let an engine hand its work over, and end it."""
+        """Let an engine hand its work over; a later look ends it."""
         self._event("engine_leaving", engine=seat.engine.key, reason=reason)
         del self.seats[seat.name]
-        try:
-            ray.get(
-                self.collector.release.remote(seat.engine.key),
-                timeout=self.placement.release_s,
-            )
-        except (GetTimeoutError, RayActorError, NotBegun):
-            logger.warning("%s did not hand over in time", seat.engine.key)
-            self.collector.lost.remote(seat.engine.key, "it left")
-        ray.kill(seat.engine.actor)
-        self._event("engine_released", engine=seat.engine.key)
+        call = self.collector.release.remote(seat.engine.key)
+        end = time.monotonic() + self.placement.release_s
+        self._leaving.append(Leaving(engine=seat.engine, call=call, end=end))
+
+    def _end_those_that_left(self) -> None:
+        for one in list(self._leaving):
+            is_late = time.monotonic() > one.end
+            if not (is_late or _is_done(one.call)):
+                continue
+            reason = "not in time" if is_late else _failure(one.call)
+            if reason:
+                logger.warning("%s did not hand over: %s", one.engine.key, reason)
+                self.collector.lost.remote(one.engine.key, "it left")
+            ray.kill(one.engine.actor)
+            self._leaving.remove(one)
+            self._event("engine_released", engine=one.engine.key)
 
     def _leave_draining_nodes(self) -> None:
         """Move engines off nodes that will be taken away, while these still work."""
@@ -335,6 +402,17 @@ class Supervisor:
 
 class StartFailed(RuntimeError):
     """An engine fails to start again and again: it is not a matter of bad luck."""
+
+
+def _has_lost_its_node(call: Any) -> bool:
+    """Whether a start ended with its node, or before it: that says nothing of the next one."""
+    try:
+        ray.get(call, timeout=0)
+    except RayActorError as error:
+        return re.search(r"actor's node|its node has died|never ran", str(error)) is not None
+    except Exception:  # noqa: BLE001 - it failed otherwise, or is not over
+        return False
+    return False
 
 
 def _is_done(call: Any) -> bool:

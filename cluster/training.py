@@ -1,6 +1,7 @@
 """Driving Ray Train: fit in a thread, watch metrics.jsonl, stop on silence, failure or Ctrl-C."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from cluster.runtime import role_env
 from configs.schema import RunConfig as Config
 from rl.types import Metrics
 
+GROUP_START_S = 300
+"""Longest wait for the processes of all ranks, once there is room for them."""
+
 
 def trainer(config: Config, function: Callable[[dict[str, Any]], None], job: Any) -> TorchTrainer:
     """A Ray Train worker group, which goes on from the run's newest checkpoint.
@@ -24,6 +28,8 @@ def trainer(config: Config, function: Callable[[dict[str, Any]], None], job: Any
     Ray Train itself is told of no checkpoint: the ranks find theirs in the store.
     """
     placement, cluster = config.cluster.learner, config.cluster
+    # Ray Train hands it on to its controller; 60 s are too few on a busy machine.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_S))
     store_of(config)  # where that is, is noted before any rank asks
     resources = {"CPU": placement.cpus_per_worker}
     if placement.gpus_per_worker:

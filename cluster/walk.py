@@ -37,7 +37,7 @@ from cluster.groups import (
     unused_ids,
 )
 from cluster.judges import Judges
-from cluster.ledger import FILTERED, UNLABELLED, Ledger, LedgerRow, labels_by_step, labels_in
+from cluster.ledger import FILTERED, UNLABELLED, Ledger, LedgerRow, labels_in
 from cluster.references import discard_references, latest_reference
 from cluster.scoring import ScoringGroup, merge_scores, spawn_reference
 from configs.schema import RunConfig
@@ -115,8 +115,8 @@ class Walk:
     def _start(self) -> None:
         """Lease from now on: not before a step is asked for, so that questions come first, and
         that whatever was still to be recorded is."""
-        self._ids = unused_ids(self.ledger.used())
-        self._labels = labels_by_step(self.ledger.run_dir)
+        ids, self._labels = self.ledger.progress()
+        self._ids = unused_ids(ids)
         first = self.version + 1
         if self.config.algorithm.max_lateness:
             loops = [self._lease(first), self._collect_late(first)]

@@ -1,7 +1,6 @@
 """The checkpoints of a learner: what it goes on from, and when it saves."""
 
 import contextlib
-import hashlib
 import logging
 import os
 import tempfile
@@ -14,10 +13,12 @@ import torch.distributed as dist
 from actors.learner import Learner
 from cluster.checkpoints.resume import resume
 from cluster.checkpoints.saver import Saver
-from cluster.checkpoints.store import store_of
+from cluster.checkpoints.store import Store, run_id, store_of
 from cluster.draining import DrainWatch
 from cluster.elastic import Preempted
+from cluster.errors import Unrecoverable
 from cluster.events import record
+from cluster.space import room
 from configs.schema import RunConfig
 from rl.types import Metrics
 
@@ -36,7 +37,8 @@ class Checkpoints:
         self.config, self.settings = config, config.cluster.checkpoint
         self.learner, self._is_leaving = learner, False
         self.num_steps = config.algorithm.num_steps
-        run_dir, store, scratch = config.cluster.run_dir, store_of(config), _scratch(config)
+        run_dir, store = config.cluster.run_dir, store_of(config)
+        scratch = scratch_of(config, _shared_id(store))
         step, self.attempt = resume(store, scratch, learner.load, run_dir)
         assert step == learner.state.version
         self._watch: DrainWatch | None = None
@@ -116,8 +118,28 @@ class Checkpoints:
         return not (self.config.data.sliced and steps and step % steps)
 
 
-def _scratch(config: RunConfig) -> Path:
-    """The same folder in every attempt, so that one clears what a killed one left behind."""
-    run_dir = os.path.realpath(config.cluster.run_dir)
-    key = hashlib.sha256(run_dir.encode()).hexdigest()[:12]
-    return Path(config.cluster.checkpoint.scratch or tempfile.gettempdir()) / f"attune-{key}"
+def _shared_id(store: Store) -> str:
+    """The run's own, on all ranks; a collective."""
+    with room(store.name, "the run's id"):
+        ids = [run_id(store) if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(ids, src=0)
+    return ids[0]
+
+
+def scratch_of(config: RunConfig, identity: str) -> Path:
+    """This run's folder on a node, for this user alone.
+
+    It is the same in every attempt, so that one takes up or clears what a killed one left behind,
+    and another one for another run, also for one that takes the place of a run that was deleted.
+    Raises Unrecoverable where somebody else was there first: what lies in it is loaded.
+    """
+    base = Path(config.cluster.checkpoint.scratch or tempfile.gettempdir())
+    folder = base / f"attune-{identity}"
+    with room(base, "the folder for copies of checkpoints"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+        raise Unrecoverable(
+            f"cluster.checkpoint.scratch: {folder} belongs to somebody else; remove it, or give "
+            "another folder"
+        )
+    return folder

@@ -19,6 +19,8 @@ from cluster.checkpoints.store import ATTEMPTS, MANIFEST, Store, Stored
 
 logger = logging.getLogger(__name__)
 
+INSIDE = re.compile(r"rank=\d+(/(?!\.\.?(/|$))[^/]+)+")
+"""Files of a rank: no way leads out of its folder."""
 NAME = re.compile(r"step=(\d+)\.attempt=(\d+)")
 
 
@@ -120,6 +122,8 @@ def read_files(store: Store, name: str) -> dict[str, Stored]:
     """The files that a manifest lists; raises Torn where it is not there or not whole."""
     try:
         listed = json.loads(store.read(name))["files"]
+        if outside := [file for file in listed if not INSIDE.fullmatch(file)]:
+            raise Torn(f"{name} names a file outside of the checkpoint: {outside[0]}")
         return {file: Stored(entry["size"], entry["sha256"]) for file, entry in listed.items()}
     except FileNotFoundError:
         raise Torn(f"{name} is missing: the checkpoint was never finished") from None

@@ -100,7 +100,8 @@ def resume(store: Store, scratch: Path, load: Load, run_dir: str) -> tuple[int, 
             record(run_dir, "checkpoint_torn", step=saved.step, reason=reason)
     dist.barrier()
     if _local_rank() == 0:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for left in scratch.glob("*"):
+            shutil.rmtree(left, ignore_errors=True)
     with room(store.name, "the note of this attempt"):
         attempt = _from_first(begin_attempt(store, step) if is_first else None)
     return step, attempt

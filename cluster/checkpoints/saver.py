@@ -131,8 +131,18 @@ class Saver:
             self._error = error
             # A half of a checkpoint is of no use, and may hold the room that is missing.
             self.store.remove(saved.name if self.rank == 0 else f"{saved.name}/rank={self.rank}")
+        else:
+            if self.rank == 0:
+                self._tidy(saved)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _tidy(self, saved: Saved) -> None:
+        """What cannot be removed now is removed after the next checkpoint."""
+        try:
+            self._remove_older(saved)
+        except Exception:
+            logger.warning("older checkpoints were not all removed", exc_info=True)
 
     def _finish(self, saved: Saved, started: float) -> None:
         """Write the manifest once all parts are there, and remove what is not kept."""
@@ -149,7 +159,6 @@ class Saver:
         size = write_manifest(self.store, saved, self.world_size)
         seconds = round(time.monotonic() - started, 3)
         record(self.run_dir, "checkpoint_saved", step=saved.step, seconds=seconds, bytes=size)
-        self._remove_older(saved)
 
     def _remove_older(self, saved: Saved) -> None:
         """Keep the newest finished ones; of the others not even the unfinished are of use now."""

@@ -1,5 +1,6 @@
 """Where checkpoints are kept: a folder, local or shared, or any store that fsspec reaches by URL.
 
+    ROOT/run.json                                  which run this is
     ROOT/attempts.json                             at which step each attempt of the run began
     ROOT/step=000020.attempt=2/rank=0/...          files of a rank
     ROOT/step=000020.attempt=2/rank=0.json         their sizes and digests, once all are there
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 ATTEMPTS = "attempts.json"
+IDENTITY = "run.json"
 PLACE = "checkpoints.json"
 """In the run folder: where the run's checkpoints are, if not there."""
 CHUNK = 2**22
@@ -135,6 +137,16 @@ class Store:
                 self.fs.rm(self._at(name), recursive=True)
         except FileNotFoundError:
             pass
+
+
+def run_id(store: Store) -> str:
+    """Of the run whose checkpoints these are; made when it is asked for first."""
+    try:
+        return str(json.loads(store.read(IDENTITY))["id"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        identity = uuid.uuid4().hex
+        store.write(IDENTITY, json.dumps({"id": identity}).encode())
+        return identity
 
 
 def _copy(reader: BinaryIO, writer: BinaryIO | None) -> Stored:

@@ -5,6 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +16,7 @@ from ray.exceptions import RayError
 from ray.serve.context import _get_global_client  # the only way to Serve's own settings
 from ray.serve.schema import ApplicationStatus
 
+from cluster.loopback import loopback_only
 from cluster.progress import quiet_logs
 from cluster.runtime import runtime_env
 from cluster.serve.app import NAME, application
@@ -63,9 +65,10 @@ def _join_or_start(config: RunConfig) -> None:
             "include_dashboard": cluster.dashboard,
             "dashboard_host": "127.0.0.1",
         }
-    ray.init(
-        runtime_env=runtime_env(), log_to_driver=False, logging_level=logging.WARNING, **options
-    )
+    with loopback_only() if cluster.address is None else nullcontext():
+        ray.init(
+            runtime_env=runtime_env(), log_to_driver=False, logging_level=logging.WARNING, **options
+        )
     quiet_logs(Path(cluster.run_dir) / "logs" / "reward-service.log")
     signal.signal(signal.SIGTERM, _interrupt)  # ray.init has put its own handler there
 

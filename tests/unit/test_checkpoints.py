@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from cluster.checkpoints.keeper import scratch_of
 from cluster.checkpoints.manifest import Saved, all_saved, begin_attempt, counting
 from cluster.checkpoints.resume import CheckpointsLost, resume
 from cluster.checkpoints.saver import Saver
-from cluster.checkpoints.store import PLACE, Store, check_storage, store_of
-from cluster.errors import StorageFull
+from cluster.checkpoints.store import PLACE, Store, check_storage, run_id, store_of
+from cluster.errors import StorageFull, Unrecoverable
 from cluster.events import read_events
 from configs.cluster import CheckpointConfig
 from configs.load import load_config
@@ -100,7 +101,7 @@ def test_the_newest_checkpoint_comes_back_and_older_ones_go(store, tmp_path):
     assert [event["step"] for event in events] == [2, 4, 6]
     assert events[-1]["bytes"] == sum(map(len, expected(6).values()))
     assert not (tmp_path / "scratch" / "rank-0").exists()
-    assert not (tmp_path / "node").exists(), "nothing is left on the node"
+    assert not list((tmp_path / "node").glob("*")), "nothing is left on the node"
 
 
 def test_a_run_without_checkpoints_begins_at_0(store, tmp_path):
@@ -258,7 +259,7 @@ def go_on(store: Store, tmp_path: Path) -> tuple[int, dict[str, bytes]]:
     """As `taken_up`, on the node where ranks were killed."""
     loaded = Loaded()
     step, _ = resume(store, tmp_path / "killed", loaded, str(tmp_path))
-    assert not (tmp_path / "killed").exists(), "nothing is left on the node"
+    assert not list((tmp_path / "killed").glob("*")), "nothing is left on the node"
     return step, loaded.files
 
 
@@ -381,6 +382,33 @@ def test_a_full_store_is_named_and_leaves_the_checkpoint_before(tmp_path):
     assert taken_up(store, tmp_path) == (2, expected(2))
 
 
+class Stubborn(Store):
+    """A store that does not remove what it holds."""
+
+    def remove(self, name: str) -> None:
+        raise OSError(errno.EIO, "slow down", name)
+
+
+def test_what_cannot_be_tidied_up_costs_no_checkpoint(tmp_path):
+    one = saver(Stubborn(tmp_path / "store"), tmp_path, keep=1)
+    for step in (2, 4):
+        one.copy(step, writer(0, step))
+        one.upload()
+    one.close()
+    assert taken_up(Store(tmp_path / "store"), tmp_path) == (4, expected(4))
+
+
+def test_a_manifest_cannot_name_files_outside(store, tmp_path):
+    begin_attempt(store, 0)
+    save(store, tmp_path, 2, 4)
+    name = all_saved(store)[-1].manifest
+    manifest = json.loads(store.read(name))
+    manifest["files"]["rank=0/../../outside"] = {"size": 1, "sha256": "x"}
+    store.fs.pipe_file(store._at(name), json.dumps(manifest).encode())
+    assert taken_up(store, tmp_path) == (2, expected(2))
+    assert "outside of the checkpoint" in torn_reasons(tmp_path)[0]
+
+
 # ---- where checkpoints are -----------------------------------------------------------------
 
 
@@ -399,6 +427,21 @@ def config(tmp_path: Path, *overrides: str):
 def test_checkpoints_are_in_the_run_folder_unless_told_otherwise(tmp_path):
     assert store_of(config(tmp_path)).folder == tmp_path / "run" / "checkpoints"
     assert not (tmp_path / "run" / PLACE).exists()
+
+
+def test_copies_lie_in_a_folder_of_the_run_and_of_its_user(tmp_path):
+    settings = config(tmp_path, f"cluster.checkpoint.scratch={tmp_path}/scratch")
+    store = store_of(settings)
+    first = scratch_of(settings, run_id(store))
+    assert first == scratch_of(settings, run_id(store))
+    assert first.stat().st_mode & 0o777 == 0o700
+    shutil.rmtree(tmp_path / "run")  # another run takes its place, and none of its copies
+    assert scratch_of(settings, run_id(store_of(settings))) != first
+
+    away = tmp_path / "scratch" / "attune-x"
+    away.symlink_to(tmp_path)
+    with pytest.raises(Unrecoverable, match=r"cluster\.checkpoint\.scratch: .* somebody else"):
+        scratch_of(settings, "x")
 
 
 def test_runs_that_share_a_storage_have_folders_of_their_own(tmp_path):
