@@ -7,38 +7,24 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import ray
-from ray.exceptions import GetTimeoutError
 
 HUNG = 75
 """Exit code of a process that ended itself because a piece of work did not end."""
 LOG_LINES = 3
 
 
-def answer(
-    call: Any, deadline_s: float, *, peer: str, phase: str, run_dir: str | Path, setting: str
-) -> Any:
-    """The result of a remote call.
-
-    Raises RuntimeError once `deadline_s` have passed, with the peer, the phase, the last lines of
-    its log and the setting that gives it longer.
-    """
-    try:
-        return ray.get(call, timeout=deadline_s)
-    except GetTimeoutError as error:
-        raise RuntimeError(late(peer, phase, deadline_s, run_dir, setting)) from error
-
-
 def late(peer: str, phase: str, deadline_s: float, run_dir: str | Path, setting: str) -> str:
     """What is said of a peer that did not answer in time."""
-    lines = last_lines(run_dir, peer)
-    log = "; its log ends: " + " | ".join(lines) if lines else ""
     return (
         f"{peer} did not answer within {deadline_s:.0f} s (phase: {phase}); raise {setting} if it "
-        f"needs longer{log}"
+        f"needs longer{log_end(run_dir, peer)}"
     )
+
+
+def log_end(run_dir: str | Path, role: str) -> str:
+    """What the log of a role ends with, to be put behind an error; nothing where there is none."""
+    lines = last_lines(run_dir, role)
+    return "; its log ends: " + " | ".join(lines) if lines else ""
 
 
 def last_lines(run_dir: str | Path, role: str, count: int = LOG_LINES) -> list[str]:

@@ -9,6 +9,7 @@ hold or that carry other labels; these do not:
 The controller of Ray Train runs them, so this file loads neither torch nor vLLM.
 """
 
+import contextlib
 import logging
 import math
 import socket
@@ -20,8 +21,11 @@ from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node, state
-from ray.exceptions import RayActorError
+from ray._raylet import RAY_NODE_ID_KEY
+from ray.exceptions import RayActorError, RayError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
@@ -45,6 +49,8 @@ SETTLE_S = 5.0
 """Nodes that died, and what they held, are known about after a while."""
 ANSWER_S = 2.0
 """What a node takes a connection within."""
+END_S = 30.0
+"""How long ranks may take to be ended."""
 PATIENCE_S = 60.0
 """Then a worker group of the least size is asked for, whether or not room for it is seen."""
 
@@ -59,13 +65,28 @@ class Trainer(TorchTrainer):
     def __init__(self, run_dir: str, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.run_dir = run_dir
+        self._controller: Any = None
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        # Ray Train 2.60 has no public way to choose them.
+        # Ray Train 2.60 has no public way to choose policies, nor to end what it has started.
         parts["failure_policy"] = RestartPolicy(self.run_config.failure_config, self.run_dir)
         if self.scaling_config.elasticity_enabled:
             parts["scaling_policy"] = RoomPolicy(self.scaling_config, self.run_dir)
-        return super()._initialize_and_run_controller(**parts)
+        here = {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        controller: Any = ray.remote(TrainController)
+        self._controller = controller.options(
+            num_cpus=0, label_selector=here, runtime_env={"env_vars": get_env_vars_to_propagate()}
+        ).remote(**parts)
+        ray.get(self._controller.run.remote())  # as long as training takes
+        return ray.get(self._controller.get_result.remote())
+
+    def end(self) -> None:
+        """End all ranks, however far they are; whoever waits in `fit` gets an error."""
+        if self._controller is None or not ray.is_initialized():
+            return
+        with contextlib.suppress(RayError):
+            ray.get(self._controller.abort.remote(), timeout=END_S)
+        ray.kill(self._controller)
 
 
 def final_cause(error: BaseException) -> BaseException | None:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from actors.learner import Learner
 from actors.weight_sync import ZeroSource, open_sender, probe_gap
+from cluster.deadlines import log_end
 from cluster.engines import EngineHandle, transport_of
 from cluster.errors import Unrecoverable, last_line
 from cluster.runtime import free_port
@@ -84,10 +85,13 @@ class EnginesFailed(RuntimeError):
 class EngineClient:
     """The four calls of vLLM's `VLLMWeightSyncClient`, to several independent engines at once."""
 
-    def __init__(self, engines: Sequence[EngineHandle], settings: SyncConfig, attempt: int) -> None:
+    def __init__(
+        self, engines: Sequence[EngineHandle], settings: SyncConfig, attempt: int, run_dir: str
+    ) -> None:
         self.engines = list(engines)
         self.settings = settings
         self.attempt = attempt
+        self.run_dir = run_dir
         self.is_over = False
         """Whether the transfer was given up, so that nobody waits for it any more."""
         self.version = 0
@@ -143,7 +147,8 @@ class EngineClient:
             if call in slow:
                 reasons[engine.key] = (
                     f"{engine.name} did not {PHASES[phase]} within {deadline_s:.0f} s (phase: "
-                    f"sync); see logs/{engine.name}.log, or raise cluster.sync.{setting}"
+                    f"sync); raise cluster.sync.{setting} if it needs longer"
+                    f"{log_end(self.run_dir, engine.name)}"
                 )
                 continue
             try:
@@ -172,7 +177,9 @@ class EngineClient:
         for engine in self.engines:
             call = calls[engine.key]
             if call in slow:
-                reasons[engine.key] = f"{engine.name} is stuck (phase: sync)"
+                reasons[engine.key] = (
+                    f"{engine.name} is stuck (phase: sync){log_end(self.run_dir, engine.name)}"
+                )
                 continue
             try:
                 ray.get(call)
@@ -213,7 +220,8 @@ class Publisher:
         self.probes = [list(sequence) for sequence in probe_sequences]
         self.settings = learner.config.cluster.sync
         self.attempt = attempt
-        self.client = EngineClient([], self.settings, attempt)
+        self.run_dir = learner.config.cluster.run_dir
+        self.client = EngineClient([], self.settings, attempt, self.run_dir)
         self.source = ZeroSource(learner)
         self.sender: Any = None
         self._failed: set[str] = set()
@@ -299,7 +307,7 @@ class Publisher:
                 self.client.leave()
                 self.sender.shutdown()
                 self.sender = None
-            self.client = EngineClient(members, self.settings, self.attempt)
+            self.client = EngineClient(members, self.settings, self.attempt, self.run_dir)
         return Plan(
             is_new=is_new,
             address=(ray.util.get_node_ip_address(), free_port()),

@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from cluster.collector import Status
+from cluster.deadlines import log_end
 from cluster.engines import EngineHandle, create_engine, engine_names
 from cluster.events import record
 from cluster.scaling import Sizing, asked
@@ -255,6 +256,7 @@ class Supervisor:
             return (
                 f"it did not start within {self.placement.start_deadline_s:.0f} s; raise "
                 "cluster.rollout.start_deadline_s if it needs longer"
+                f"{log_end(self.config.cluster.run_dir, seat.name)}"
             )
         return ""
 

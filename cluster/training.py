@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from cluster.checkpoints.store import store_of
+from cluster.deadlines import log_end
 from cluster.elastic import Trainer, final_cause
 from cluster.progress import RunProgress
 from cluster.runtime import role_env
 from configs.schema import RunConfig as Config
 from rl.types import Metrics
 
+NEVER_STARTED = (
+    "; no rank of it has started: is there room for cluster.learner.num_workers ranks on nodes "
+    "with cluster.learner.labels?"
+)
 GROUP_START_S = 300
 """Longest wait for the processes of all ranks, once there is room for them."""
 
 
-def trainer(config: Config, function: Callable[[dict[str, Any]], None], job: Any) -> TorchTrainer:
+def trainer(config: Config, function: Callable[[dict[str, Any]], None], job: Any) -> Trainer:
     """A Ray Train worker group, which goes on from the run's newest checkpoint.
 
     Ray Train itself is told of no checkpoint: the ranks find theirs in the store.
@@ -79,7 +83,7 @@ class MetricsTail:
 
 def fit(
     config: Config,
-    made: TorchTrainer,
+    made: Trainer,
     progress: RunProgress,
     failure: Callable[[], BaseException | None] = lambda: None,
 ) -> None:
@@ -97,6 +101,21 @@ def fit(
 
     thread = threading.Thread(target=target, daemon=True, name="ray-train")
     thread.start()
+    try:
+        _follow(config, thread, progress, failure)
+    except Exception:
+        made.end()
+        raise
+    if errors:
+        raise final_cause(errors[0]) or errors[0]
+
+
+def _follow(
+    config: Config,
+    thread: threading.Thread,
+    progress: RunProgress,
+    failure: Callable[[], BaseException | None],
+) -> None:
     tail, heard = MetricsTail(config.cluster.run_dir), time.monotonic()
     while thread.is_alive():
         thread.join(0.2)
@@ -108,9 +127,8 @@ def fit(
         if time.monotonic() - heard > config.cluster.learner_deadline_s:
             raise RuntimeError(
                 f"the learner was silent for {config.cluster.learner_deadline_s:.0f} s (phase: "
-                "train); see logs/learner-0.log, or raise cluster.learner_deadline_s"
+                "train); raise cluster.learner_deadline_s if it needs longer"
+                f"{log_end(config.cluster.run_dir, 'learner-0') or NEVER_STARTED}"
             )
     for metrics in tail.read():
         progress.update(metrics)
-    if errors:
-        raise final_cause(errors[0]) or errors[0]

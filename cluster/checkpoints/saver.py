@@ -25,6 +25,7 @@ from cluster.checkpoints.manifest import (
     write_manifest,
 )
 from cluster.checkpoints.store import Store
+from cluster.deadlines import log_end
 from cluster.events import record
 from cluster.space import room
 
@@ -152,8 +153,9 @@ class Saver:
                 if time.monotonic() > end:
                     raise RuntimeError(
                         f"learner-{rank} did not upload its part of the checkpoint of step "
-                        f"{saved.step} within {self.deadline_s:.0f} s (phase: checkpoint); see "
-                        f"logs/learner-{rank}.log, or raise cluster.learner.phase_deadline_s"
+                        f"{saved.step} within {self.deadline_s:.0f} s (phase: checkpoint); raise "
+                        "cluster.learner.phase_deadline_s if it needs longer"
+                        f"{log_end(self.run_dir, f'learner-{rank}')}"
                     )
                 time.sleep(LOOK_S)
         size = write_manifest(self.store, saved, self.world_size)

@@ -98,6 +98,27 @@ def test_a_judge_that_fails_once_is_asked_again_and_no_score_is_lost(
     assert reason in told["reason"]
 
 
+@pytest.mark.parametrize("dies", [1, 9])
+def test_a_judge_that_dies_while_it_loads_is_started_anew_for_some_times(
+    tmp_path: Path, world_model: Path, world_prompts: Path, dies: int
+) -> None:
+    code = (
+        "tries = os.path.getsize(MARK) if os.path.exists(MARK) else 0\n"
+        f"open(MARK, 'a').write('x')\nif tries < {dies}: os._exit(3)\n"
+        "def reward(p, r, rows): return [len(reply) for reply in r]\n"
+    )
+    (tmp_path / "run").mkdir()
+    judge = group(tmp_path, world_model, world_prompts, code, attempts=2)
+    if dies == 1:
+        assert score(judge, "", "four") == (0.0, 4.0)
+    else:
+        with pytest.raises(RuntimeError, match="reward judge died 2 times while it loaded"):
+            asyncio.run(judge.ready())
+    told = read_events(tmp_path / "run")
+    assert [event["kind"] for event in told] == ["judge_replaced"] * min(dies, 2)
+    judge.end()
+
+
 class Liar:
     """A worker of a reward that answers with what it was made of, one answer a call."""
 
