@@ -21,7 +21,6 @@ from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node, state
-from ray._raylet import RAY_NODE_ID_KEY
 from ray.exceptions import RayActorError, RayError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
@@ -49,6 +48,8 @@ SETTLE_S = 5.0
 """Nodes that died, and what they held, are known about after a while."""
 ANSWER_S = 2.0
 """What a node takes a connection within."""
+NODE_ID = "ray.io/node-id"
+"""Ray's own label of a node."""
 END_S = 30.0
 """How long ranks may take to be ended."""
 PATIENCE_S = 60.0
@@ -72,7 +73,7 @@ class Trainer(TorchTrainer):
         parts["failure_policy"] = RestartPolicy(self.run_config.failure_config, self.run_dir)
         if self.scaling_config.elasticity_enabled:
             parts["scaling_policy"] = RoomPolicy(self.scaling_config, self.run_dir)
-        here = {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        here = {NODE_ID: ray.get_runtime_context().get_node_id()}
         controller: Any = ray.remote(TrainController)
         self._controller = controller.options(
             num_cpus=0, label_selector=here, runtime_env={"env_vars": get_env_vars_to_propagate()}

@@ -89,9 +89,9 @@ class SyncConfig(Section):
     deadline_s: PositiveFloat = 120.0
     """Of one whole update; an engine that is late is replaced."""
     stall_s: PositiveFloat = 8.0
-    """Of each part of an update: to join, to pause, to send one buffer (gloo), to install. An engine
-    that takes longer is given up by all; one that is late to answer the probe and shows a sign of life
-    has `deadline_s`."""
+    """Of each part of an update: to join, to pause, to send one buffer (gloo), to install. An
+    engine that takes longer is given up by all; one that is late to answer the probe and shows a
+    sign of life has `deadline_s`."""
     attempts: Positive = 3
     """Tries of one sync, each with the engines that are left, before the run stops."""
     probe_tolerance: PositiveFloat | None = None
