@@ -15,7 +15,7 @@ from statistics import fmean
 import pyarrow.parquet as pq
 
 from cluster.evaluation import JudgedReply, with_total
-from cluster.ledger import labels_by_step
+from cluster.ledger import Ledger
 from cluster.run_record import RunRecord, read_run
 from configs.ablation_plan import Plan, PlannedRun
 from rl.statistics import Interval, mean_interval, paired_bootstrap, proportion_interval
@@ -193,7 +193,7 @@ def judged(run: PlannedRun, judge: str, when: str) -> list[float]:
 def labels_used(run_dir: Path) -> dict[int, int]:
     """Step -> replies judged up to its end, from the ledger; also those of groups filtered out."""
     total, used = 0, {}
-    for step, labels in sorted(labels_by_step(run_dir).items()):
+    for step, labels in sorted(Ledger(run_dir).progress()[1].items()):
         total += labels
         used[step] = total
     return used

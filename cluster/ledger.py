@@ -69,7 +69,7 @@ def write_table(table: pa.Table, path: Path) -> None:
 class Ledger:
     """Used groups by step, on disk.
 
-    >>> # ledger.commit(12, rows); ledger.rewind(10); ledger.used() == groups of steps 1..10
+    >>> # ledger.commit(12, rows); ledger.rewind(10); ledger.progress()
     """
 
     def __init__(self, run_dir: str | Path) -> None:
@@ -97,10 +97,6 @@ class Ledger:
         if target.is_dir():
             shutil.rmtree(target)
         path.replace(target)
-
-    def used(self) -> set[int]:
-        """Ids of all groups that were learned from."""
-        return set(read_ledger(self.run_dir)["group_id"].to_pylist()) if self._files() else set()
 
     def progress(self) -> tuple[set[int], dict[int, int]]:
         """Ids of all groups that were learned from, and of each step the replies judged for it."""
@@ -132,12 +128,3 @@ def _step(path: Path) -> int:
 def labels_in(rows: Iterable[LedgerRow]) -> int:
     """Replies of these groups that were judged."""
     return sum(row.num_samples for row in rows if row.status != UNLABELLED)
-
-
-def labels_by_step(run_dir: str | Path) -> dict[int, int]:
-    """Step -> replies that were judged for it."""
-    found: dict[int, int] = {}
-    for row in read_ledger(run_dir).to_pylist():
-        if row["status"] != UNLABELLED:
-            found[row["step"]] = found.get(row["step"], 0) + row["num_samples"]
-    return found
