@@ -1,7 +1,6 @@
 """Seats of a fleet whose engines do not start, or find no room: the others are not held up."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ import ray
 
 from cluster.collector import Collector
 from cluster.engines import create_engine
-from cluster.events import read_events
 from cluster.scaling import ask
 from cluster.supervisor import Seat, StartFailed, Supervisor
 from configs.schema import RunConfig
+from tests.faults.injection import until
 from tests.integration.loop import tiny_run
+from tests.integration.test_learner_restarts import events
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
 
@@ -42,17 +42,6 @@ def watched(config: RunConfig, *paths: Path) -> Iterator[Supervisor]:
             ray.kill(actor)
 
 
-def until(found: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 240
-    while not found():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def events(config: RunConfig, kind: str) -> list[dict[str, Any]]:
-    return [event for event in read_events(config.cluster.run_dir) if event["kind"] == kind]
-
-
 def test_a_seat_that_cannot_be_filled_stays_empty_while_another_engine_is_there(
     world_model: Path, world_prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,13 +50,13 @@ def test_a_seat_that_cannot_be_filled_stays_empty_while_another_engine_is_there(
     empty = tmp_path / "empty"
     empty.mkdir()
     with watched(config, world_model, empty) as supervisor:
-        until(lambda: events(config, "seat_empty"))
+        until("an empty seat", lambda: events(config, "seat_empty"), None)
         assert len(events(config, "engine_lost")) == 3
-        until(lambda: len(events(config, "seat_empty")) == 2)
+        until("another try", lambda: len(events(config, "seat_empty")) == 2, None)
         assert len(events(config, "engine_lost")) == 4, "one more try, after a while"
         assert {event["seat"] for event in events(config, "seat_empty")} == {"engine-1"}
         assert supervisor.failure() is None
-        until(lambda: supervisor.seats["engine-0"].is_admitted)
+        until("the other engine", lambda: supervisor.seats["engine-0"].is_admitted, None)
 
 
 def test_a_fleet_of_which_no_engine_starts_ends_the_run(
@@ -77,7 +66,7 @@ def test_a_fleet_of_which_no_engine_starts_ends_the_run(
     empty = tmp_path / "empty"
     empty.mkdir()
     with watched(config, empty, empty) as supervisor:
-        until(supervisor.failure)
+        until("the end", supervisor.failure, None)
         assert isinstance(supervisor.failure(), StartFailed)
         assert "failed to start 3 times" in str(supervisor.failure())
 
@@ -90,10 +79,10 @@ def test_an_engine_that_finds_no_room_is_withdrawn_once_it_is_not_wanted(
         "cluster.rollout.max_engines=2", "cluster.rollout.cpus_per_engine=9",
     )  # fmt: skip
     with watched(config, world_model, world_model) as supervisor:
-        until(lambda: events(config, "engine_placed"))
+        until("a place", lambda: events(config, "engine_placed"), None)
         (placed,) = events(config, "engine_placed")
         ask(Path(config.cluster.run_dir), config, 1)
-        until(lambda: events(config, "engine_withdrawn"))
+        until("withdrawal", lambda: events(config, "engine_withdrawn"), None)
         (withdrawn,) = events(config, "engine_withdrawn")
         assert {placed["engine"], withdrawn["engine"]} == {"engine-0", "engine-1"}
         assert list(supervisor.seats) == [placed["engine"]]
