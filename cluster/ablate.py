@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STOP_S = 90.0
+"""How long runs may take to stop."""
+
 
 def prepare(file: Path, out: Path | None) -> Plan:
     """The checked plan of an ablation; raises `ConfigError` with one line that names the cell."""
@@ -261,9 +264,9 @@ class _Jobs:
             while not stopping.is_set():
                 try:
                     config, title, sample = waiting.get_nowait()
-                except queue.Empty:
+                    reason = _attempt(config, title, sample, house, self.console, self.debug)
+                except (queue.Empty, KeyboardInterrupt):
                     return
-                reason = _attempt(config, title, sample, house, self.console, self.debug)
                 if reason is not None and not stopping.is_set():
                     _note(Path(config.cluster.run_dir), reason)
                     self.console.print(f"{title}  failed: {reason}", markup=False, soft_wrap=True)
@@ -279,8 +282,13 @@ class _Jobs:
             for thread in threads:
                 while thread.is_alive():
                     thread.join(0.2)
-        finally:
+        except BaseException:
             stopping.set()
+            for house in self.houses:
+                house.stop()
+            for thread in threads:
+                thread.join(STOP_S)
+            raise
         return reasons
 
 

@@ -49,6 +49,15 @@ class House:
         self._engines: dict[str, tuple[str, EngineHandle]] = {}
         """Name -> what it was built of, and the engine."""
         self._collector: Any = None
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Stop the run that is under way in another thread, as Ctrl-C stops one in the main one."""
+        self._is_stopped = True
+
+    def failure(self) -> BaseException | None:
+        """What makes going on with a run useless."""
+        return KeyboardInterrupt() if self._is_stopped else None
 
     @contextmanager
     def open(self, config: RunConfig, items: list[Item]) -> Iterator[Supervisor]:

@@ -28,7 +28,7 @@ from cluster.inputs import Inputs, annotator_of, annotators, prepare_run_dir
 from cluster.jobs import OfflineJob, offline
 from cluster.progress import RunProgress
 from cluster.scoring import merge_scores, reward_groups
-from cluster.training import fit, trainer
+from cluster.training import Failure, fit, never, trainer
 from configs.schema import FeedbackConfig, MixtureConfig, RewardConfig, RunConfig
 from rl.data.stored import stored_rollouts
 from rl.feedback.mixture import hard_em
@@ -42,17 +42,21 @@ Finish = Callable[[RunConfig], None]
 
 
 def fit_mixture(
-    config: RunConfig, inputs: Inputs, progress: RunProgress, finish_policy: Finish
+    config: RunConfig,
+    inputs: Inputs,
+    progress: RunProgress,
+    finish_policy: Finish,
+    failure: Failure = never,
 ) -> dict[str, Any]:
     """Fit and assign until nobody moves; writes models/M and mixture.json, returns the latter.
 
-    `finish_policy` completes the model folder of one training.
+    `finish_policy` completes the model folder of one training; `failure` is that of `fit`.
     """
     settings = config.feedback.mixture
     assert settings is not None
     folder = Path(config.cluster.run_dir)
     names = annotators(inputs.train, settings)
-    rounds = _Rounds(config, inputs, names, progress, finish_policy)
+    rounds = _Rounds(config, inputs, names, progress, finish_policy, failure)
     found = hard_em(
         rounds.fit,
         rounds.log_likelihood,
@@ -89,11 +93,12 @@ class _Rounds:
         names: list[str],
         progress: RunProgress,
         finish_policy: Finish,
+        failure: Failure,
     ) -> None:
         assert config.feedback.mixture is not None
         self.config, self.settings = config, config.feedback.mixture
         self.inputs, self.names, self.progress = inputs, names, progress
-        self.finish_policy = finish_policy
+        self.finish_policy, self.failure = finish_policy, failure
         known = {annotator_of(pair, self.settings) for pair in inputs.validation}
         self.judged = [p for p in inputs.validation if annotator_of(p, self.settings) in names]
         self.judged += [p for p in inputs.train if annotator_of(p, self.settings) not in known]
@@ -131,7 +136,7 @@ class _Rounds:
             train=own(self.inputs.train),
             validation=own(self.inputs.validation) or self.inputs.validation,
         )
-        fit(config, trainer(config, offline, job), self.progress)
+        fit(config, trainer(config, offline, job), self.progress, self.failure)
         self.finish_policy(config)
         (at / "done").touch()
         return at / "policy"

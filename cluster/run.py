@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from cluster.report import write_report
 from cluster.run_record import read_run
 from cluster.runtime import keep_worker_logs, worker_log_sizes
 from cluster.supervisor import Supervisor
-from cluster.training import fit, trainer
+from cluster.training import Failure, fit, never, trainer
 from configs.schema import OFFLINE, RunConfig
 from rl.data.stored import prompt_of
 from rl.types import Prompt
@@ -43,7 +44,7 @@ def run(
     started = time.monotonic()
     with _worker_logs(config):
         if config.algorithm.name in OFFLINE:
-            facts = _offline(config, inputs, progress)
+            facts = _offline(config, inputs, progress, house.failure if house else never)
         elif house is not None:
             facts = _online(config, inputs, progress, house)
         else:
@@ -67,11 +68,13 @@ def _worker_logs(config: RunConfig) -> Iterator[None]:
         keep_worker_logs(config.cluster.run_dir, before)
 
 
-def _offline(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[str, Any]:
+def _offline(
+    config: RunConfig, inputs: Inputs, progress: RunProgress, failure: Failure
+) -> dict[str, Any]:
     if config.feedback.mixture is not None:
         from cluster.mixture import fit_mixture
 
-        return fit_mixture(config, inputs, progress, _finish_policy)
+        return fit_mixture(config, inputs, progress, _finish_policy, failure)
     job = OfflineJob(
         config=config,
         pad_token_id=inputs.pad_token_id,
@@ -79,7 +82,7 @@ def _offline(config: RunConfig, inputs: Inputs, progress: RunProgress) -> dict[s
         validation=inputs.validation,
     )
     progress.status(f"starting {config.cluster.learner.num_workers} learner")
-    fit(config, trainer(config, offline, job), progress)
+    fit(config, trainer(config, offline, job), progress, failure)
     return {}
 
 
@@ -93,10 +96,15 @@ def _online(
     )
     try:
         with house.open(config, inputs.train) as supervisor:
-            return _learned(config, inputs, progress, supervisor)
+            failure = partial(_first_failure, house, supervisor)
+            return _learned(config, inputs, progress, supervisor, failure)
     except BaseException:
         house.close()
         raise
+
+
+def _first_failure(house: House, supervisor: Supervisor) -> BaseException | None:
+    return house.failure() or supervisor.failure()
 
 
 def _learned(
@@ -104,6 +112,7 @@ def _learned(
     inputs: Inputs,
     progress: RunProgress,
     supervisor: Supervisor,
+    failure: Failure,
 ) -> dict[str, Any]:
     """Train to the end; facts for the summary."""
     cluster = config.cluster
@@ -119,7 +128,7 @@ def _learned(
             config.model.max_length,
         ),
     )
-    fit(config, trainer(config, online, job), progress, supervisor.failure)
+    fit(config, trainer(config, online, job), progress, failure)
     return _retries(supervisor) | {"restarts": supervisor.restarts} | _before_and_after(config)
 
 

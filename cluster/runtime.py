@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import yaml
 from ray.job_config import JobConfig
@@ -30,6 +31,8 @@ from configs.schema import OFFLINE, RunConfig
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
+LATE = "timed out during startup"
+"""What Ray says of a node of its own that did not come up in time."""
 
 
 def start_ray(config: RunConfig, runs_at_once: int = 1) -> None:
@@ -54,13 +57,31 @@ def start_ray(config: RunConfig, runs_at_once: int = 1) -> None:
         await_actors_gone(namespace(config))
         return
     with handlers_kept(), loopback_only():
-        ray.init(
-            address="local",  # or a cluster that `ray start` left on this machine is joined
+        _init_own(
             num_cpus=runs_at_once * (math.ceil(cpus_wanted(config)) + 1),
             include_dashboard=cluster.dashboard,
             dashboard_host="127.0.0.1",
             **options,
         )
+
+
+def _init_own(**options: Any) -> None:
+    """Start Ray on this machine, once more where it is not up within the 30 s that it gives itself.
+
+    They are too few on a machine that is busy with other things, and cannot be set.
+    """
+    others = psutil.Process().children()
+    try:
+        # "local", or a cluster that `ray start` left on this machine is joined.
+        ray.init(address="local", **options)
+    except Exception as error:
+        if LATE not in str(error):
+            raise
+        logger.warning("Ray was not up within the time it gives itself; it is started once more")
+        for process in psutil.Process().children():
+            if process not in others:
+                process.kill()
+        ray.init(address="local", **options)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Driving Ray Train: fit in a thread, watch metrics.jsonl, stop on silence, failure or Ctrl-C."""
 
 import json
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,17 @@ NEVER_STARTED = (
 )
 GROUP_START_S = 300
 """Longest wait for the processes of all ranks, once there is room for them."""
+END_S = 60.0
+"""How long a learner that is given up may take to end."""
+
+logger = logging.getLogger(__name__)
+
+Failure = Callable[[], BaseException | None]
+"""What makes going on with a run useless, if anything does."""
+
+
+def never() -> None:
+    """Of a run that nothing ends but itself."""
 
 
 def trainer(config: Config, function: Callable[[dict[str, Any]], None], job: Any) -> Trainer:
@@ -85,7 +97,7 @@ def fit(
     config: Config,
     made: Trainer,
     progress: RunProgress,
-    failure: Callable[[], BaseException | None] = lambda: None,
+    failure: Failure = never,
 ) -> None:
     """Run until the learner has finished; raises its error, or RuntimeError on long silence.
 
@@ -103,18 +115,31 @@ def fit(
     thread.start()
     try:
         _follow(config, thread, progress, failure)
-    except Exception:
-        made.end()
+    except BaseException:
+        _end(made, thread)
         raise
     if errors:
         raise final_cause(errors[0]) or errors[0]
+
+
+def _end(made: Trainer, thread: threading.Thread) -> None:
+    """End all ranks, and the thread that waits for them.
+
+    Ray ends the process, by a segmentation fault even, if it is shut down while a thread calls it.
+    """
+    until = time.monotonic() + END_S
+    while thread.is_alive() and time.monotonic() < until:
+        made.end()  # again where its controller was just about to be created
+        thread.join(1.0)
+    if thread.is_alive():
+        logger.warning("the learner did not end within %.0f s", END_S)
 
 
 def _follow(
     config: Config,
     thread: threading.Thread,
     progress: RunProgress,
-    failure: Callable[[], BaseException | None],
+    failure: Failure,
 ) -> None:
     tail, heard = MetricsTail(config.cluster.run_dir), time.monotonic()
     while thread.is_alive():

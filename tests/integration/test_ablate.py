@@ -27,6 +27,8 @@ def ablate(file: Path, *options: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A background job inherits an ignored SIGINT; a person at a terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -40,6 +42,40 @@ def replies(run_dir: Path) -> dict[tuple[int, int, int], str]:
     found = {(row["step"], row["group_id"], row["sample"]): row["reply"] for row in rows}
     assert len(found) == len(rows) > 0
     return found
+
+
+def test_ctrl_c_stops_a_grid_that_says_how_it_goes_on(
+    world_model: Path, world_prompts: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base.yaml"
+    endless = tiny_run(
+        world_model, world_prompts, tmp_path / "unused", "algorithm.num_steps=100000"
+    )
+    base.write_text(to_yaml(endless))
+    file, out = tmp_path / "grid.yaml", tmp_path / "out"
+    content = {
+        "base": "base.yaml",
+        "start": "none",
+        "seeds": [0],
+        "judge": "total",
+        "cells": {"low": ["algorithm.kl.coef=0.01"]},
+    }
+    file.write_text(yaml.safe_dump(content))
+    process = ablate(file, "--out", str(out))
+    run = out / "seed=0" / "low"
+    deadline = time.monotonic() + 240
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    processes = family(process.pid)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=150)
+    assert process.returncode == 1, output
+    assert "go on with: attune ablate" in output
+    assert "Traceback" not in output
+    assert gone(processes, within_s=30), "processes outlived their driver"
+    assert not (run / "failure").exists(), "Ctrl-C is no failure"
 
 
 def test_a_grid_that_was_killed_goes_on_and_compares_its_cells(

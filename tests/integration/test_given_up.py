@@ -1,5 +1,6 @@
-"""A run that its driver gives up takes its ranks along, on a Ray that others go on to use."""
+"""A run that ends early leaves no rank, and no thread that waits in Ray when Ray is shut down."""
 
+import threading
 from pathlib import Path
 
 import psutil
@@ -20,8 +21,9 @@ class GivenUp(RuntimeError):
     """What the supervisor would have found."""
 
 
-def test_no_rank_is_left_of_a_run_that_was_given_up(
-    world_model: Path, world_pairs: Path, tmp_path: Path
+@pytest.mark.parametrize("reason", [GivenUp("no engine starts"), KeyboardInterrupt()])
+def test_neither_ranks_nor_threads_are_left_of_a_run_that_ends_early(
+    reason: BaseException, world_model: Path, world_pairs: Path, tmp_path: Path
 ) -> None:
     config = sft_run(world_model, world_pairs, tmp_path / "run", "algorithm.num_steps=100000")
     inputs = read_inputs(config)
@@ -37,9 +39,10 @@ def test_no_rank_is_left_of_a_run_that_was_given_up(
             psutil.Process(pid) for event in events(config, "learner_started")
             for pid in event["pids"]
         )  # fmt: skip
-        return GivenUp("no engine starts") if ranks else None
+        return reason if ranks else None
 
-    with pytest.raises(GivenUp), RunProgress(100000, "sft") as progress:
+    with pytest.raises(type(reason)), RunProgress(100000, "sft") as progress:
         fit(config, trainer(config, offline, job), progress, failure)
     assert ranks
+    assert "ray-train" not in [thread.name for thread in threading.enumerate()]
     assert gone(ranks, within_s=30), "a rank was left behind"

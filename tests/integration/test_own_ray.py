@@ -87,3 +87,51 @@ def test_it_asks_for_a_token_listens_on_loopback_alone_and_ends_on_sigterm(
     assert found["driver"]
     assert {"raylet", "gcs_server"} <= set(found["own_ray"])
     assert rest == ["interrupted True True"]
+
+
+LATE = """
+import json, os, signal, sys, threading, time
+import psutil
+from cluster.runtime import ray_session
+from configs.load import load_config
+
+stopped = []
+def stop_the_first():
+    while not stopped:
+        for process in psutil.Process().children(recursive=True):
+            if process.name() == "raylet":
+                process.suspend()
+                stopped.append(process)
+                return
+        time.sleep(0.005)
+
+threading.Thread(target=stop_the_first, daemon=True).start()
+with ray_session(load_config(sys.argv[1])):
+    import ray
+    raylets = [p for p in psutil.Process().children(recursive=True) if p.name() == "raylet"]
+    print(json.dumps({
+        "nodes": sum(node["Alive"] for node in ray.nodes()),
+        "was_ended": not stopped[0].is_running() or stopped[0].status() == psutil.STATUS_ZOMBIE,
+        "raylets": sum(p.status() != psutil.STATUS_ZOMBIE for p in raylets),
+    }), flush=True)
+"""
+
+
+@pytest.mark.faults
+def test_one_that_does_not_come_up_in_time_is_started_once_more(
+    world_model: Path, world_prompts: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(world_model, world_prompts, tmp_path / "run")
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    (tmp_path / "script.py").write_text(LATE)
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == {"nodes": 1, "was_ended": True, "raylets": 1}
+    assert "once more" in result.stderr
