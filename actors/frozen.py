@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from actors.modules import load_network
+from actors.rendezvous import bind_stores
 from actors.specs import FrozenSpec
 from rl.batching import micro_batches, pad_tokens
 from rl.logprobs import next_token_layout
@@ -43,6 +44,7 @@ class FrozenModel:
         os.environ.update({name: str(value) for name, value in rank.items()})
         os.environ.update({"MASTER_ADDR": host, "MASTER_PORT": port, "LOCAL_SIZE": "1"})
         if not dist.is_initialized():  # a judge of several models loads them one after another
+            bind_stores()
             dist.init_process_group("nccl" if spec.device == "cuda" else "gloo")
         return build_engine(spec.kind, spec.path, dtype=getattr(torch, spec.dtype))
 

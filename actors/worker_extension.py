@@ -1,14 +1,17 @@
 """What is added to vLLM's workers: our receivers of weights, and methods for `collective_rpc`.
 
 A worker imports this module before it loads the model, because the engine names the class below as
-its `worker_extension_cls`. Registering at import is therefore early enough, and needs no installed
+its `worker_extension_cls`. Registering at import, and binding the store of
+its process group, is therefore early enough, and needs no installed
 entry point: it also works where Ray ships the code as a working directory.
 """
 
 from actors.gloo_transport import register
+from actors.rendezvous import bind_stores
 from rl.fingerprints import Fingerprint
 
 register()
+bind_stores()
 
 
 class WorkerExtension:

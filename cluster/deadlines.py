@@ -4,13 +4,15 @@ import faulthandler
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 HUNG = 75
 """Exit code of a process that ended itself because a piece of work did not end."""
 LOG_LINES = 3
+LAST_WORDS_S = 10.0
+"""What a process that is about to end itself may take to say why."""
 
 
 def late(peer: str, phase: str, deadline_s: float, run_dir: str | Path, setting: str) -> str:
@@ -39,16 +41,22 @@ def last_lines(run_dir: str | Path, role: str, count: int = LOG_LINES) -> list[s
 
 
 @contextmanager
-def watched(seconds: float, what: str) -> Iterator[None]:
+def watched(seconds: float, what: str, tell: Callable[[], None] = lambda: None) -> Iterator[None]:
     """End this process with exit code 75 if the body takes longer than `seconds`.
 
     A rank that is stuck in a collective cannot be interrupted, nor joined: it has to go. The stacks
-    of all threads go to stderr before.
+    of all threads go to stderr before, and `tell` is called; the disk that it writes to may be what
+    hangs.
     """
 
     def end() -> None:
+        last = threading.Timer(LAST_WORDS_S, os._exit, [HUNG])
+        last.daemon = True
+        last.start()
         print(f"{what} did not end within {seconds:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
         faulthandler.dump_traceback(file=sys.stderr)
+        with suppress(Exception):
+            tell()
         os._exit(HUNG)
 
     timer = threading.Timer(seconds, end)

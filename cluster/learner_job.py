@@ -30,6 +30,7 @@ from cluster.batches import rollout_rows
 from cluster.checkpoints.keeper import Checkpoints
 from cluster.deadlines import watched
 from cluster.errors import Unrecoverable, with_batch
+from cluster.events import record
 from cluster.files import replace_text
 from cluster.jobs import OfflineJob, OnlineJob
 from cluster.ledger import write_table
@@ -57,13 +58,15 @@ def _start(config: RunConfig, pad_token_id: int) -> tuple[Learner, Checkpoints]:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     log_to_file(config.cluster.run_dir, f"learner-{rank}")
+    set_phase(config.cluster.run_dir, f"learner-{rank}", "start")
     # DeepSpeed would otherwise take every NUMA node of the machine for a rank.
     os.environ["LOCAL_SIZE"] = str(context.get_local_world_size())
     torch.manual_seed(config.data.seed)
     if config.cluster.device == "cuda":
         torch.cuda.set_device(get_device())
-    learner = Learner(config, pad_token_id)
-    checkpoints = Checkpoints(config, learner)
+    with _in_time(config, rank, "start", "start_deadline_s"):
+        learner = Learner(config, pad_token_id)
+        checkpoints = Checkpoints(config, learner)
     logger.info("attempt %d goes on after step %d", checkpoints.attempt, learner.state.version)
     return learner, checkpoints
 
@@ -130,9 +133,23 @@ def _finish(learner: Learner, checkpoints: Checkpoints) -> None:
 @contextmanager
 def phase(learner: Learner, name: str) -> Iterator[None]:
     """Say what this rank does, and end the process where it never comes out of it."""
-    settings = learner.config.cluster
-    set_phase(settings.run_dir, f"learner-{learner.rank}", name)
-    with watched(settings.learner.phase_deadline_s, f"{name} of learner-{learner.rank}"):
+    set_phase(learner.config.cluster.run_dir, f"learner-{learner.rank}", name)
+    with _in_time(learner.config, learner.rank, name, "phase_deadline_s"):
+        yield
+
+
+@contextmanager
+def _in_time(config: RunConfig, rank: int, phase: str, setting: str) -> Iterator[None]:
+    """End this process, and say so in events.jsonl, where the body takes longer than a setting."""
+    seconds: float = getattr(config.cluster.learner, setting)
+    facts = {
+        "rank": rank,
+        "phase": phase,
+        "seconds": seconds,
+        "setting": f"cluster.learner.{setting}",
+    }
+    tell = functools.partial(record, config.cluster.run_dir, "rank_stuck", **facts)
+    with watched(seconds, f"{phase} of learner-{rank}", tell):
         yield
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from cluster.checkpoints.store import store_of
 from cluster.deadlines import log_end
 from cluster.elastic import Trainer, final_cause
+from cluster.learner_group import BoundStoreConfig
 from cluster.progress import RunProgress
 from cluster.runtime import role_env
 from configs.schema import RunConfig as Config
@@ -57,6 +59,7 @@ def trainer(config: Config, function: Callable[[dict[str, Any]], None], job: Any
         cluster.run_dir,
         function,
         train_loop_config={"job": job},
+        torch_config=BoundStoreConfig(timeout_s=math.ceil(placement.phase_deadline_s)),
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             elastic_resize_monitor_interval_s=placement.resize_interval_s,
@@ -104,46 +107,48 @@ def fit(
     What `failure` returns, asked again and again, ends the run as well.
     """
     errors: list[BaseException] = []
+    # Not asked of the thread: one whose `join` Ctrl-C interrupts says that it has ended (3.11).
+    ended = threading.Event()
 
     def target() -> None:
         try:
             made.fit()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
             errors.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=target, daemon=True, name="ray-train")
-    thread.start()
+    threading.Thread(target=target, daemon=True, name="ray-train").start()
     try:
-        _follow(config, thread, progress, failure)
+        _follow(config, ended, progress, failure)
     except BaseException:
-        _end(made, thread)
+        _end(made, ended)
         raise
     if errors:
         raise final_cause(errors[0]) or errors[0]
 
 
-def _end(made: Trainer, thread: threading.Thread) -> None:
+def _end(made: Trainer, ended: threading.Event) -> None:
     """End all ranks, and the thread that waits for them.
 
     Ray ends the process, by a segmentation fault even, if it is shut down while a thread calls it.
     """
     until = time.monotonic() + END_S
-    while thread.is_alive() and time.monotonic() < until:
+    while not ended.is_set() and time.monotonic() < until:
         made.end()  # again where its controller was just about to be created
-        thread.join(1.0)
-    if thread.is_alive():
+        ended.wait(1.0)
+    if not ended.is_set():
         logger.warning("the learner did not end within %.0f s", END_S)
 
 
 def _follow(
     config: Config,
-    thread: threading.Thread,
+    ended: threading.Event,
     progress: RunProgress,
     failure: Failure,
 ) -> None:
     tail, heard = MetricsTail(config.cluster.run_dir), time.monotonic()
-    while thread.is_alive():
-        thread.join(0.2)
+    while not ended.wait(0.2):
         for metrics in tail.read():
             heard = time.monotonic()
             progress.update(metrics)

@@ -30,6 +30,8 @@ class LearnerPlacement(Section):
     """Restarts of the worker group in a row, without a new checkpoint in between, before the run
     fails. What another try would meet again, such as a full disk or a loss that is NaN, ends the
     run at once."""
+    start_deadline_s: PositiveFloat = 1800.0
+    """A rank that takes longer to load its model, or a checkpoint, is stuck, and ends itself."""
     phase_deadline_s: PositiveFloat = 1800.0
     """A rank whose update, sync or checkpoint takes longer is stuck, and ends itself."""
 

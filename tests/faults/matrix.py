@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from cluster.events import read_events
 from configs.schema import RunConfig
 from tests.faults import injection
 from tests.faults.accounting import Books, books
@@ -72,6 +73,16 @@ class Run:
         """Seconds from `since` to the first event of a kind."""
         event = injection.wait_for_event(self.folder, kind, self.process, since, **facts)
         return float(event["time"]) - since  # pyright: ignore[reportArgumentType]
+
+    def engines(self, since: float) -> list[str]:
+        """Those that lived at `since`."""
+        live: set[str] = set()
+        for event in read_events(self.folder):
+            if event["time"] < since and event["kind"] in ("engine_joined", "engine_replaced"):
+                live.add(event["engine"])
+            elif event["time"] < since and event["kind"] == "engine_lost":
+                live.discard(event["engine"])
+        return sorted(live)
 
     def next_step(self, since: float) -> float:
         """Seconds from `since` to the end of a step that begins now or later."""
@@ -165,12 +176,15 @@ def _kill_driver(run: Run) -> tuple[float, float]:
 def _kill_node(run: Run) -> tuple[float, float]:
     """The node of all engines; another one comes, as an autoscaler would have it."""
     assert run.nodes is not None
+    injection.until("two engines", lambda: len(run.engines(time.time())) == 2, run.process)
     since = time.time()
     run.nodes.kill(f"rollout-{run.num_nodes}")
     run.num_nodes += 1
     detected = run.first("engine_lost", since)
     run.nodes.add(f"rollout-{run.num_nodes}", cpus=2, role="rollout")
-    return detected, run.first("engine_replaced", since)
+    return detected, max(
+        run.first("engine_replaced", since, replaces=key) for key in run.engines(since)
+    )
 
 
 VICTIMS: dict[str, tuple[str, Callable[[Run], tuple[float, float]]]] = {

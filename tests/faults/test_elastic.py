@@ -49,7 +49,7 @@ def test_engines_go_from_one_to_three_and_back_by_autoscaling(
     with Autoscaled({"rollout": 3}) as cluster:
         config = tiny_run(
             world_model, world_prompts, tmp_path / "run", f"cluster.address={cluster.address}",
-            "algorithm.num_steps=100000", "algorithm.max_staleness=1", "data.prompts_per_step=16",
+            "algorithm.num_steps=100000", "algorithm.max_staleness=0", "data.prompts_per_step=16",
             "cluster.rollout.labels={role: rollout}", "cluster.rollout.min_engines=1",
             "cluster.rollout.max_engines=3", "cluster.rollout.groups_per_engine=2",
             "cluster.rollout.idle_s=2", "cluster.checkpoint.interval=20",

@@ -42,5 +42,7 @@ def test_a_stopped_rank_is_given_up_and_the_run_goes_on(
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     assert [failure["restarted"] for failure in events(config, "learner_failure")] == [True]
+    (stuck,) = events(config, "rank_stuck")
+    assert (stuck["rank"], stuck["setting"]) == (0, "cluster.learner.phase_deadline_s")
     assert steps_of(config) == list(range(1, 301))
     assert gone([stopped], within_s=30), "it was left behind"

@@ -178,6 +178,17 @@ def family(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
+def heard_from_afar(processes: list[psutil.Process]) -> list[str]:
+    """Names of those that listen where other machines could reach them."""
+    return [
+        " ".join(process.cmdline())[:80]
+        for process in processes
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+        and not connection.laddr.ip.removeprefix("::ffff:").startswith(("127.", "::1"))
+    ]
+
+
 def gone(processes: list[psutil.Process], within_s: float) -> bool:
     """Whether all of them end within that time."""
     _, alive = psutil.wait_procs(processes, timeout=within_s)

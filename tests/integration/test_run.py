@@ -19,7 +19,7 @@ from cluster.scoring import merge_scores, reference_group, reward_groups
 from configs.load import to_yaml
 from configs.schema import RunConfig
 from tests.integration.loop import start_loop, stop, tiny_run
-from tests.integration.processes import family, gone, wait_for_step
+from tests.integration.processes import family, gone, heard_from_afar, wait_for_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -201,6 +201,7 @@ def test_ctrl_c_stops_cleanly_and_the_run_can_be_resumed(
     process = start(config)
     wait_for_step(tmp_path / "run", 4, process)
     processes = family(process.pid)
+    assert heard_from_afar(processes) == []
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 1

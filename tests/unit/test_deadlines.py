@@ -22,6 +22,20 @@ def test_work_that_hangs_ends_its_process_and_says_what_hung():
     assert "time.sleep" in done.stderr or "<module>" in done.stderr
 
 
+def test_why_a_process_ended_itself_is_told_and_cannot_hold_it_up(tmp_path):
+    told = HANG.replace('"summing gradients"', '"summing gradients", tell')
+    tell = """
+import pathlib, time, cluster.deadlines
+cluster.deadlines.LAST_WORDS_S = 0.5
+def tell():
+    pathlib.Path("told").touch()
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", tell + told], cwd=tmp_path, timeout=30)
+    assert done.returncode == HUNG
+    assert (tmp_path / "told").exists()
+
+
 def test_work_that_ends_in_time_leaves_its_process_alone():
     code = HANG.replace("time.sleep(60)", "pass") + "time.sleep(0.5)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
