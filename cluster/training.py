@@ -22,9 +22,11 @@ from configs.schema import RunConfig as Config
 from rl.types import Metrics
 
 NEVER_STARTED = (
-    "; no rank of it has started: is there room for cluster.learner.num_workers ranks on nodes "
-    "with cluster.learner.labels?"
+    "no rank of it has started: is there room for cluster.learner.num_workers ranks on nodes with "
+    "cluster.learner.labels, or do other roles hold it?"
 )
+SAID_AFTER_S = 120.0
+"""No rank has started for so long: that is worth a line."""
 GROUP_START_S = 300
 """Longest wait for the processes of all ranks, once there is room for them."""
 END_S = 60.0
@@ -148,17 +150,22 @@ def _follow(
     failure: Failure,
 ) -> None:
     tail, heard = MetricsTail(config.cluster.run_dir), time.monotonic()
+    say_at: float | None = heard + SAID_AFTER_S
     while not ended.wait(0.2):
         for metrics in tail.read():
             heard = time.monotonic()
             progress.update(metrics)
+        if say_at is not None and time.monotonic() > say_at:
+            say_at = None
+            if not log_end(config.cluster.run_dir, "learner-0"):
+                logger.warning("the learner waits: %s", NEVER_STARTED)
         if (error := failure()) is not None:
             raise error
         if time.monotonic() - heard > config.cluster.learner_deadline_s:
             raise RuntimeError(
                 f"the learner was silent for {config.cluster.learner_deadline_s:.0f} s (phase: "
                 "train); raise cluster.learner_deadline_s if it needs longer"
-                f"{log_end(config.cluster.run_dir, 'learner-0') or NEVER_STARTED}"
+                f"{log_end(config.cluster.run_dir, 'learner-0') or '; ' + NEVER_STARTED}"
             )
     for metrics in tail.read():
         progress.update(metrics)

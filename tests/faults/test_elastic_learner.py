@@ -95,6 +95,7 @@ def test_a_learner_grows_with_a_node_and_goes_on_without_it(
     config = tiny_run(
         world_model, world_prompts, tmp_path / "run", "algorithm.num_steps=100000",
         "algorithm.max_staleness=1", *elastic(nodes),
+        *(f"cluster.{role}.labels.role=!learner" for role in ("rollout", "reward", "reference")),
     )  # fmt: skip
     process = start(config)
     try:
