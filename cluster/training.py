@@ -29,7 +29,7 @@ SAID_AFTER_S = 120.0
 """No rank has started for so long: that is worth a line."""
 GROUP_START_S = 300
 """Longest wait for the processes of all ranks, once there is room for them."""
-END_S = 60.0
+END_S = 30.0
 """How long a learner that is given up may take to end."""
 
 logger = logging.getLogger(__name__)

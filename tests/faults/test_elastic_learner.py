@@ -15,6 +15,7 @@ from tests.faults.accounting import stopped
 from tests.faults.nodes import Nodes
 from tests.integration.conftest import world_model, world_prompts
 from tests.integration.loop import tiny_run
+from tests.integration.processes import wait_for_step
 from tests.integration.test_learner_restarts import (
     begin_sft,
     events,
@@ -39,7 +40,10 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 
 def elastic_run(model: Path, pairs: Path, run_dir: Path, nodes: Nodes) -> RunConfig:
-    return sft_run(model, pairs, run_dir, "algorithm.num_steps=100000", *elastic(nodes))
+    return sft_run(
+        model, pairs, run_dir, "algorithm.num_steps=100000",
+        "algorithm.optimizer.learning_rate=1e-3", *elastic(nodes),
+    )  # fmt: skip
 
 
 def elastic(nodes: Nodes) -> list[str]:
@@ -132,6 +136,7 @@ def test_a_node_that_will_be_taken_away_is_left_after_a_checkpoint_and_nothing_i
         (failure,) = events(config, "learner_failure")
         assert failure["restarted"]
         assert "Preempted" in failure["error"]
+        wait_for_step(Path(config.cluster.run_dir), attempt["version"] + 60, process)
     finally:
         stop(process)
     assert_steps_follow(config)
