@@ -21,7 +21,8 @@ from cluster.collector import Collector
 from cluster.engines import EngineHandle, create_engine, engine_names, engine_spec
 from cluster.references import latest_reference
 from cluster.runtime import namespace
-from cluster.supervisor import Seat, Supervisor
+from cluster.seats import Seat
+from cluster.supervisor import Supervisor
 from configs.schema import RunConfig
 from rl.data.stored import Item
 

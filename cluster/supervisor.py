@@ -10,11 +10,9 @@ each of them works on while the supervisor is busy or gone.
 """
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -25,6 +23,7 @@ from cluster.deadlines import log_end
 from cluster.engines import EngineHandle, create_engine, engine_names
 from cluster.events import record
 from cluster.scaling import Sizing, asked
+from cluster.seats import Leaving, Seat, failure_of, has_lost_its_node, is_done
 from configs.schema import RunConfig
 from rl.data.stored import Item
 
@@ -38,45 +37,6 @@ REST_S = 60.0
 QUICK_S = 15.0
 """What the collector answers a look within."""
 SET_UP_S = 120.0
-
-
-@dataclass(kw_only=True, eq=False)
-class Seat:
-    """A place of the fleet and who fills it."""
-
-    name: str
-    path: str
-    """Model folder that it is started from."""
-    engine: EngineHandle
-    is_synced: bool = True
-    """Whether it gets the learner's weights; not so the one that samples from the reference."""
-    started: Any = None
-    """The call that ends once it has loaded."""
-    placed: Any = None
-    """The call that ends once Ray has found room for it."""
-    placed_at: float | None = None
-    since: float = 0.0
-    """When it was created, in seconds of the monotonic clock."""
-    is_loaded: bool = False
-    is_admitted: bool = False
-    """Whether the present collector knows of it."""
-    is_live: bool = False
-    check: Any = None
-    checked_at: float = 0.0
-    failed_starts: int = 0
-    replaces: str = ""
-    """Key of who was lost here before."""
-    lost_at: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Leaving:
-    """An engine that hands its work over."""
-
-    engine: EngineHandle
-    call: Any
-    end: float
-    """When it has to be done, in seconds of the monotonic clock."""
 
 
 class Supervisor:
@@ -230,21 +190,21 @@ class Supervisor:
             if now - seat.checked_at >= self.placement.check_interval_s:
                 seat.check, seat.checked_at = seat.engine.actor.check.remote(), now
             return ""
-        if _is_done(seat.check):
+        if is_done(seat.check):
             call, seat.check = seat.check, None
-            return _failure(call)
+            return failure_of(call)
         if now - seat.checked_at > self.placement.check_deadline_s:
             return f"it generated nothing for {now - seat.checked_at:.1f} s"
         return ""
 
     def _not_started(self, seat: Seat) -> str:
         now = time.monotonic()
-        if seat.placed_at is None and _is_done(seat.placed) and not _failure(seat.placed):
+        if seat.placed_at is None and is_done(seat.placed) and not failure_of(seat.placed):
             seat.placed_at = now
             node = ray.get(seat.placed)
             self._event("engine_placed", engine=seat.engine.key, node=node)
-        if _is_done(seat.started):
-            reason = _failure(seat.started)
+        if is_done(seat.started):
+            reason = failure_of(seat.started)
             if reason:
                 return f"it did not start: {reason}"
             seat.is_loaded, seat.failed_starts = True, 0
@@ -285,7 +245,7 @@ class Supervisor:
         ray.kill(old.actor)
         if seat.is_loaded:
             self.restarts += 1
-        elif not _has_lost_its_node(seat.started):
+        elif not has_lost_its_node(seat.started):
             seat.failed_starts += 1
         seat.replaces, seat.lost_at = seat.replaces or old.key, time.monotonic()
         if seat.failed_starts >= START_TRIES:
@@ -374,9 +334,9 @@ class Supervisor:
     def _end_those_that_left(self) -> None:
         for one in list(self._leaving):
             is_late = time.monotonic() > one.end
-            if not (is_late or _is_done(one.call)):
+            if not (is_late or is_done(one.call)):
                 continue
-            reason = "not in time" if is_late else _failure(one.call)
+            reason = "not in time" if is_late else failure_of(one.call)
             if reason:
                 logger.warning("%s did not hand over: %s", one.engine.key, reason)
                 self.collector.lost.remote(one.engine.key, "it left")
@@ -404,28 +364,3 @@ class Supervisor:
 
 class StartFailed(RuntimeError):
     """An engine fails to start again and again: it is not a matter of bad luck."""
-
-
-def _has_lost_its_node(call: Any) -> bool:
-    """Whether a start ended with its node, or before it: that says nothing of the next one."""
-    try:
-        ray.get(call, timeout=0)
-    except RayActorError as error:
-        return re.search(r"actor's node|its node has died|never ran", str(error)) is not None
-    except Exception:  # noqa: BLE001 - it failed otherwise, or is not over
-        return False
-    return False
-
-
-def _is_done(call: Any) -> bool:
-    return bool(ray.wait([call], timeout=0)[0])
-
-
-def _failure(call: Any) -> str:
-    """What a call that is done ended with; nothing where it went well."""
-    try:
-        ray.get(call)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return lines[-1] if lines else type(error).__name__
-    return ""

@@ -163,12 +163,13 @@ def _strike_learner(run: Run, *roles: str) -> tuple[float, float]:
 
 
 def _kill_driver(run: Run) -> tuple[float, float]:
+    """Noticed: whoever goes on with the run has ended what was left of it."""
     processes, since = family(run.process.pid), time.time()
     injection.kill_process(run.process.pid)
     run.process.wait()
-    assert gone(processes, within_s=180), "processes outlived their driver"
-    detected = time.time() - since
     run.process = start(run.config, "--resume")
+    assert gone(processes, within_s=60), "processes outlived their driver"
+    detected = time.time() - since
     run.first("learner_started", since)
     return detected, run.next_step(since)
 

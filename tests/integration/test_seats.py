@@ -11,7 +11,8 @@ import ray
 from cluster.collector import Collector
 from cluster.engines import create_engine
 from cluster.scaling import ask
-from cluster.supervisor import Seat, StartFailed, Supervisor
+from cluster.seats import Seat
+from cluster.supervisor import StartFailed, Supervisor
 from configs.schema import RunConfig
 from tests.faults.injection import until
 from tests.integration.loop import tiny_run
