@@ -86,12 +86,11 @@ class Run:
 
     def next_step(self, since: float) -> float:
         """Seconds from `since` to the end of a step that begins now or later."""
-        reached = len(read_steps(self.folder))
-        last = read_steps(self.folder)[-1]
+        before = read_steps(self.folder)  # none where it began anew without a checkpoint
 
         def moved() -> bool:
             steps = read_steps(self.folder)
-            return len(steps) != reached or steps[-1:] != [last]
+            return len(steps) != len(before) or steps[-1:] != before[-1:]
 
         injection.until("another step", moved, self.process)
         return time.time() - since

@@ -51,7 +51,7 @@ def main() -> int:
                 line = {
                     "minute": round((time.monotonic() - started) / 60, 1), "victim": victim,
                     "phase": phase, "detected_s": round(detected, 1),
-                    "recovered_s": round(recovered, 1), "step": read_steps(run.folder)[-1],
+                    "recovered_s": round(recovered, 1), "step": max(read_steps(run.folder), default=0),
                 }  # fmt: skip
                 print(json.dumps(line), flush=True)
             minutes = (time.monotonic() - started) / 60

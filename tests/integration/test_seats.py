@@ -35,8 +35,9 @@ def watched(config: RunConfig, *paths: Path) -> Iterator[Supervisor]:
         )
         for number, path in enumerate(paths)
     ]
+    supervisor = Supervisor(config, [], collector, seats)
     try:
-        with Supervisor(config, [], collector, seats) as supervisor:
+        with supervisor:
             yield supervisor
     finally:
         for actor in [collector, *(engine.actor for engine in supervisor.engines())]:
