@@ -59,6 +59,8 @@ class Run:
     num_nodes: int = 1
     struck: int = 0
     """Kills so far; the engines take turns."""
+    begun: float = 0.0
+    """When the present driver was started, in unix seconds."""
 
     @property
     def folder(self) -> Path:
@@ -78,11 +80,17 @@ class Run:
         """Those that lived at `since`."""
         live: set[str] = set()
         for event in read_events(self.folder):
+            if event["time"] < self.begun:
+                continue
             if event["time"] < since and event["kind"] in ("engine_joined", "engine_replaced"):
                 live.add(event["engine"])
             elif event["time"] < since and event["kind"] == "engine_lost":
                 live.discard(event["engine"])
         return sorted(live)
+
+    def wait_until_whole(self) -> None:
+        """Until both engines work."""
+        injection.until("two engines", lambda: len(self.engines(time.time())) == 2, self.process)
 
     def next_step(self, since: float) -> float:
         """Seconds from `since` to the end of a step that begins now or later."""
@@ -166,6 +174,7 @@ def _kill_driver(run: Run) -> tuple[float, float]:
     processes, since = family(run.process.pid), time.time()
     injection.kill_process(run.process.pid)
     run.process.wait()
+    run.begun = time.time()
     run.process = start(run.config, "--resume")
     assert gone(processes, within_s=60), "processes outlived their driver"
     detected = time.time() - since
@@ -176,7 +185,7 @@ def _kill_driver(run: Run) -> tuple[float, float]:
 def _kill_node(run: Run) -> tuple[float, float]:
     """The node of all engines; another one comes, as an autoscaler would have it."""
     assert run.nodes is not None
-    injection.until("two engines", lambda: len(run.engines(time.time())) == 2, run.process)
+    run.wait_until_whole()
     since = time.time()
     run.nodes.kill(f"rollout-{run.num_nodes}")
     run.num_nodes += 1

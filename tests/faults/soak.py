@@ -43,6 +43,7 @@ def main() -> int:
                 time.monotonic() - started < 60 * options.minutes or killed.total() < options.kills
             ):
                 victim, phase = drawn.choice(DRAWN), drawn.choice(list(injection.PHASES))
+                run.wait_until_whole()
                 injection.wait_for_phase(run.folder, phase, run.process)
                 detected, recovered = VICTIMS[victim][1](run)
                 killed[victim] += 1
@@ -51,7 +52,8 @@ def main() -> int:
                 line = {
                     "minute": round((time.monotonic() - started) / 60, 1), "victim": victim,
                     "phase": phase, "detected_s": round(detected, 1),
-                    "recovered_s": round(recovered, 1), "step": max(read_steps(run.folder), default=0),
+                    "recovered_s": round(recovered, 1),
+                    "step": max(read_steps(run.folder), default=0),
                 }  # fmt: skip
                 print(json.dumps(line), flush=True)
             minutes = (time.monotonic() - started) / 60
