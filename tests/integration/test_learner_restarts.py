@@ -13,7 +13,7 @@ from cluster.events import read_events
 from configs.load import load_config, to_yaml
 from configs.schema import RunConfig
 from tests.integration.loop import tiny_run
-from tests.integration.processes import wait_for_step
+from tests.integration.processes import read_steps, wait_for_step
 from tests.integration.test_run import ATTUNE, assert_each_group_once, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -70,8 +70,7 @@ def kill_rank(config: RunConfig, rank: int, process: subprocess.Popen[str]) -> N
 
 
 def steps_of(config: RunConfig) -> list[int]:
-    lines = Path(config.cluster.run_dir, "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["step"] for line in lines]
+    return read_steps(Path(config.cluster.run_dir))
 
 
 def test_a_run_goes_on_by_itself_after_a_rank_was_killed(
