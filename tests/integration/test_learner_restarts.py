@@ -1,6 +1,5 @@
 """A learner that dies goes on by itself; one that cannot go on ends the run at once, by name."""
 
-import json
 import os
 import signal
 import subprocess
