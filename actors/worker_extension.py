@@ -1,17 +1,18 @@
 """What is added to vLLM's workers: our receivers of weights, and methods for `collective_rpc`.
 
 A worker imports this module before it loads the model, because the engine names the class below as
-its `worker_extension_cls`. Registering at import, and binding the store of
-its process group, is therefore early enough, and needs no installed
-entry point: it also works where Ray ships the code as a working directory.
+its `worker_extension_cls`. What is called below at import is therefore early enough, and needs no
+installed entry point: it also works where Ray ships the code as a working directory.
 """
 
 from actors.gloo_transport import register
+from actors.orphans import end_with_ancestors
 from actors.rendezvous import bind_stores
 from rl.fingerprints import Fingerprint
 
 register()
 bind_stores()
+end_with_ancestors()
 
 
 class WorkerExtension:

@@ -27,7 +27,7 @@ from tests.faults import injection
 from tests.faults.accounting import Books, books
 from tests.faults.nodes import SETTINGS, Nodes
 from tests.integration.loop import tiny_run
-from tests.integration.processes import family, gone, read_steps
+from tests.integration.processes import family, gone, living, read_steps
 from tests.integration.test_run import start
 
 MARKS = ("<!-- matrix -->", "<!-- /matrix -->")
@@ -176,7 +176,7 @@ def _kill_driver(run: Run) -> tuple[float, float]:
     run.process.wait()
     run.begun = time.time()
     run.process = start(run.config, "--resume")
-    assert gone(processes, within_s=60), "processes outlived their driver"
+    assert gone(processes, within_s=60), f"outlived their driver: {living(processes)}"
     detected = time.time() - since
     run.first("learner_started", since)
     return detected, run.next_step(since)

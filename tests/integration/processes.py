@@ -189,6 +189,15 @@ def heard_from_afar(processes: list[psutil.Process]) -> list[str]:
     ]
 
 
+def living(processes: list[psutil.Process]) -> list[str]:
+    """Their command lines."""
+    return [
+        f"{process.pid} {' '.join(process.cmdline())[:80]}"
+        for process in processes
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
 def gone(processes: list[psutil.Process], within_s: float) -> bool:
     """Whether all of them end within that time."""
     _, alive = psutil.wait_procs(processes, timeout=within_s)
