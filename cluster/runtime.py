@@ -5,7 +5,7 @@ import math
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +114,18 @@ def ray_session(config: RunConfig, runs_at_once: int = 1, *, is_run: bool = True
 
 
 def own_ray_pids() -> list[int]:
-    """The processes of the Ray that this process started."""
+    """The processes of the Ray that this process started.
+
+    With their children so far: the raylet's agents outlive it by a minute or more.
+    """
     from ray._private.worker import _global_node as node
 
-    processes = node.all_processes.values() if node is not None else []
-    return [info.process.pid for several in processes for info in several]
+    started = node.all_processes.values() if node is not None else []
+    pids = [info.process.pid for several in started for info in several]
+    for pid in list(pids):
+        with suppress(psutil.NoSuchProcess):
+            pids += [child.pid for child in psutil.Process(pid).children()]
+    return pids
 
 
 def namespace(config: RunConfig) -> str:

@@ -86,6 +86,7 @@ def test_it_asks_for_a_token_listens_on_loopback_alone_and_ends_on_sigterm(
     assert [one for one in found["heard"] if one[0] not in LOOPBACK] == []
     assert found["driver"]
     assert {"raylet", "gcs_server"} <= set(found["own_ray"])
+    assert sum("Agent" in name for name in found["own_ray"]) == 2, found["own_ray"]
     assert rest == ["interrupted True True"]
 
 
