@@ -16,6 +16,8 @@ WIDTH, HEIGHT = 420, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 408, 10, 178
 MAX_POINTS = 160
 """Longer series are averaged over neighbouring steps, or the page would grow with the run."""
+TINY = 1e-30
+"""What is nearer to zero is drawn as zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +207,8 @@ def _scaled(x_low: float, x_high: float, y_low: float, y_high: float) -> Frame:
 
 def _padded(low: float, high: float) -> tuple[float, float]:
     """A range with room; from zero where zero is near, so heights can be compared."""
-    if low == high:
-        return min(0.0, 2 * low), max(0.0, 2 * high) or float(low == 0)
+    if math.isclose(low, high, rel_tol=1e-9, abs_tol=TINY):  # means of equal values differ a bit
+        return (min(0.0, 2 * low), max(0.0, 2 * high)) if abs(high) > TINY else (0.0, 1.0)
     if 0 < low < 0.5 * high:
         low = 0.0
     if 0.5 * low < high < 0:

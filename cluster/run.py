@@ -55,7 +55,11 @@ def run(
     summary = _summary(config, time.monotonic() - started, facts)
     folder = Path(config.cluster.run_dir)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
-    write_report(folder)
+    try:
+        write_report(folder)
+    except Exception as error:  # a page that fails does not undo a run that is done
+        logger.warning("no report: %s; once mended: attune report %s", error, folder)
+        logger.info("writing the report failed", exc_info=True)
     return summary
 
 

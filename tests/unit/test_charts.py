@@ -91,3 +91,21 @@ def test_titles_are_escaped():
 )
 def test_numbers_are_short(value, words):
     assert number(value) == words
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.29166667] * 1999 + [math.nextafter(0.29166667, 1.0)],
+        [-5.0, math.nextafter(-5.0, 0.0)],
+        [0.0, 5e-324],
+        [1e-320] * 20,
+        [1e300, -1e300],
+        [7.0] * 3,
+        [math.nan],
+    ],
+)
+def test_whatever_a_run_measures_can_be_drawn(values):
+    chart = line_chart("t", [series(values)])
+    assert "nan" not in chart
+    assert chart.count('class="grid"') >= 2
