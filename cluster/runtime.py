@@ -31,6 +31,9 @@ from configs.schema import OFFLINE, RunConfig
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
+TASKS_KEPT = ("RAY_task_events_max_num_task_in_gcs", "10000")
+"""Finished calls that a Ray of our own remembers for its dashboard: by default ten times as many,
+until which its head grew by 70 MiB in 1,000 steps."""
 LATE = "timed out during startup"
 """What Ray says of a node of its own that did not come up in time."""
 
@@ -71,6 +74,7 @@ def _init_own(**options: Any) -> None:
     They are too few on a machine that is busy with other things, and cannot be set.
     """
     others = psutil.Process().children()
+    os.environ.setdefault(*TASKS_KEPT)
     try:
         # "local", or a cluster that `ray start` left on this machine is joined.
         ray.init(address="local", **options)

@@ -48,7 +48,8 @@ def role_of(process: psutil.Process) -> str:
         return text.partition(".")[0].removeprefix("ray::")
     if "EngineCore" in " ".join(words):
         return "engine core"
-    return Path(words[1]).name if len(words) > 1 and "python" in text else Path(text).name
+    name = Path(text).name
+    return Path(words[1]).name if len(words) > 1 and "python" in name else name
 
 
 def reading(process: psutil.Process) -> dict[str, float]:
