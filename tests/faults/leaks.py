@@ -107,7 +107,7 @@ def main() -> int:
         )  # fmt: skip
         process = start(config)
         try:
-            whole, looks = psutil.Process(process.pid), 0
+            whole = psutil.Process(process.pid)
             while process.poll() is None:
                 time.sleep(options.every)
                 step = float((read_steps(folder / "run") or [0])[-1])
@@ -119,9 +119,6 @@ def main() -> int:
                             series[one.pid, role_of(one), what].append((step, value))
                     except psutil.Error:
                         continue
-                looks += 1
-                if looks % 6 != 1:  # to ask, one has to join the cluster, which costs it something
-                    continue
                 try:
                     store = store_mib(address_of(whole))
                     series[0, "object store", "private_mib"].append((step, store))
