@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from configs.load import to_yaml
+from configs.schema import RunConfig
 from tests.integration.loop import tiny_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
@@ -59,23 +61,30 @@ except KeyboardInterrupt:
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 
-def test_it_asks_for_a_token_listens_on_loopback_alone_and_ends_on_sigterm(
-    world_model: Path, world_prompts: Path, tmp_path: Path
-) -> None:
-    config = tiny_run(world_model, world_prompts, tmp_path / "run", "cluster.dashboard=true")
-    (tmp_path / "run.yaml").write_text(to_yaml(config))
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")
-    }
-    result = subprocess.run(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run.yaml")],
+def run_script(
+    script: str, config: RunConfig, folder: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """A driver of its own process, given the run's YAML."""
+    (folder / "run.yaml").write_text(to_yaml(config))
+    (folder / "script.py").write_text(script)
+    return subprocess.run(
+        [sys.executable, str(folder / "script.py"), str(folder / "run.yaml")],
         capture_output=True,
         text=True,
         timeout=150,
         check=False,
-        env=environment | {"PYTHONPATH": str(Path(__file__).parents[2]), "HOME": str(tmp_path)},
+        env={**environment, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
+
+
+def test_it_asks_for_a_token_listens_on_loopback_alone_and_ends_on_sigterm(
+    world_model: Path, world_prompts: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(world_model, world_prompts, tmp_path / "run", "cluster.dashboard=true")
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")
+    }
+    result = run_script(SCRIPT, config, tmp_path, environment | {"HOME": str(tmp_path)})
     assert result.returncode == 0, result.stderr
     first, *rest = [line for line in result.stdout.splitlines() if line.strip()]
     found = json.loads(first)
@@ -123,16 +132,7 @@ def test_one_that_does_not_come_up_in_time_is_started_once_more(
     world_model: Path, world_prompts: Path, tmp_path: Path
 ) -> None:
     config = tiny_run(world_model, world_prompts, tmp_path / "run")
-    (tmp_path / "run.yaml").write_text(to_yaml(config))
-    (tmp_path / "script.py").write_text(LATE)
-    result = subprocess.run(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run.yaml")],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+    result = run_script(LATE, config, tmp_path, os.environ)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == {"nodes": 1, "was_ended": True, "raylets": 1}
     assert "once more" in result.stderr
