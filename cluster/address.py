@@ -51,6 +51,11 @@ def _bootstrap(address: str) -> str:
     address = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
     try:
         return services.canonicalize_bootstrap_address_or_die(address)
+    except ValueError as error:
+        raise ConfigError(
+            f"cluster.address: {address} is no address; give HOST:PORT of the head (by default "
+            "port 6379), or `auto` on a node"
+        ) from error
     except ConnectionError as error:
         raise ConfigError(
             "cluster.address: no Ray cluster runs on this machine; start one with `ray start "

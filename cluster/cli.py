@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from cluster.commands import load, train
-from cluster.exits import failing_with_1, guarded
+from cluster.exits import failing_with_1, guarded, run_app
 from cluster.k8s.cli import app as k8s_app
 from cluster.serve.cli import app as serve_app
 from configs.paths import absolute_paths
@@ -42,7 +42,7 @@ def main() -> None:
     """Entry point of the console command."""
     # DeepSpeed's offloaded Adam is built with `ninja`, which is looked for on PATH alone.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    app()
+    run_app(app)
 
 
 @app.command()
@@ -199,8 +199,11 @@ def report(
     """Write report.html of a run, finished or not."""
     with guarded(debug=False):
         from cluster.report import write_demo_report, write_report
+        from cluster.run_record import check_is_run
 
         is_demo = (run_dir / "run" / "config.yaml").exists()
+        if not is_demo:
+            check_is_run(run_dir)
         typer.echo(str((write_demo_report if is_demo else write_report)(run_dir)))
 
 
@@ -242,13 +245,15 @@ def scale(
 ) -> None:
     """Add rollout engines to a run that goes on, or release some."""
     with guarded(debug=False):
+        from cluster.run_record import check_is_run
         from cluster.scaling import ask
         from configs.errors import ConfigError
 
         if engines != "auto" and not engines.isdecimal():
-            raise ConfigError(f"ENGINES: {engines!r} is neither a number nor `auto`")
-        if not (run_dir / "config.yaml").exists():
-            raise ConfigError(f"RUN_DIR: {run_dir} is not the folder of a run")
+            raise ConfigError(
+                f"ENGINES: {engines!r} is neither a number nor `auto`; give 1 or more, or auto"
+            )
+        check_is_run(run_dir)
         wanted = None if engines == "auto" else int(engines)
         typer.echo(ask(run_dir, load(run_dir, None), wanted))
 
@@ -258,7 +263,8 @@ def plan(
     config: ConfigPath,
     overrides: Overrides = None,
     gpus: Annotated[
-        int | None, typer.Option(help="Of the cluster; those of this machine where left out.")
+        int | None,
+        typer.Option(min=0, help="Of the cluster; those of this machine where left out."),
     ] = None,
     gpu_gib: Annotated[
         float | None, typer.Option("--gpu-gib", help="Memory of one GPU, likewise.")

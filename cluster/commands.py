@@ -6,9 +6,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cluster.exits import failing_with_1, guarded
-from cluster.run_folder import refuse_redacted
+from cluster.run_folder import (
+    check_begun,
+    check_own_folder,
+    check_run_folder,
+    refuse_redacted,
+)
+from configs.errors import ConfigError
 from configs.load import load_config
-from configs.paths import absolute_paths
+from configs.paths import absolute_paths, missing_paths
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -34,8 +40,11 @@ def train(
         base = {"algorithm": {"name": method}} if method else None
         config = load(path, overrides, base)
         _check_method(method, config)
+        if resume and path.is_dir():
+            check_own_folder(config, path)
         if dry_run:
             typer.echo(_plan(config))
+            _look_for_files(config, resume=resume)
             return
         _run(absolute_paths(config), resume=resume, debug=debug)
 
@@ -45,6 +54,8 @@ def load(
 ) -> "RunConfig":
     """The configuration of a YAML file, or of a run folder."""
     file = path / "config.yaml" if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise ConfigError(f"{path} holds no run: it has no config.yaml; give the YAML of a run")
     config = load_config(file, overrides or [], base=base)
     refuse_redacted(config)
     return config
@@ -75,11 +86,24 @@ def _plan(config: "RunConfig") -> str:
     return render(plan)
 
 
+def _look_for_files(config: "RunConfig", *, resume: bool) -> None:
+    """Refuse what would not be found; of a run for elsewhere, say what is not here.
+
+    What the files hold is read by the run itself: it takes longer than a look.
+    """
+    is_here = config.cluster.address is None and config.cluster.device == "cpu"
+    for name, path in missing_paths(config):
+        if is_here:
+            raise ConfigError(f"{name}: {path} does not exist; give a file or folder that does")
+        typer.echo(f"warning: {name}: {path} is not on this machine", err=True)
+    check_run_folder(config)
+    check_begun(absolute_paths(config), resume=resume)
+
+
 def _run(config: "RunConfig", *, resume: bool, debug: bool) -> None:
     from cluster.headline import headline
     from cluster.inputs import prepare_run_dir, read_inputs
     from cluster.joining import take_over
-    from cluster.run_folder import check_run_folder
 
     inputs = read_inputs(config)
     check_run_folder(config)

@@ -30,9 +30,10 @@ def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
     """All whole lines, oldest first; a line cut by a full disk is left out."""
     path = Path(run_dir) / FILE
     events = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
+            events.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
             continue
     return events

@@ -1,5 +1,6 @@
 """How a command ends: exit code 2 where the user's input is refused, 1 where what it did failed."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,38 @@ import typer
 from cluster.auth import ensure_token
 from cluster.signals import stop_on_sigterm
 from configs.errors import ConfigError
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run the command line and exit; words that no command takes are refused in one line."""
+    try:
+        code = app(prog_name="attune", standalone_mode=False)
+    except typer.Abort:
+        code = 1
+    except typer.TyperException as error:
+        if line := _usage(error):
+            typer.echo(line, err=True)
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: typer.TyperException) -> str:
+    """What is wrong with the words of a command, and where to read which it takes.
+
+    Empty for a command without any, which shows its help by itself.
+    """
+    context = getattr(error, "ctx", None)
+    message = str(getattr(error, "format_message", error.__str__)()).rstrip(".")
+    option = getattr(error, "option_name", None)
+    if not message:
+        return ""
+    if option and "." in option:
+        hint = f"settings are given without dashes: {option.lstrip('-')}=VALUE"
+    elif context is not None:
+        hint = f"see {context.command_path} --help"
+    else:
+        hint = "see attune --help"
+    return f"error: {' '.join(message.split())}; {hint}"
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from actors.judges.inputs import check_labels, check_one_logit, num_labels, read
 from actors.reward import load_function
 from cluster.checkpoints.store import check_storage
 from cluster.files import replace_text
-from cluster.run_folder import check_same, stored_text
-from configs.errors import ConfigError
+from cluster.run_folder import check_begun, stored_text
+from configs.errors import ConfigError, naming
 from configs.machine import (
     COMPILER_REMEDY,
     available_cores,
@@ -54,9 +54,11 @@ def read_inputs(config: RunConfig) -> Inputs:
     check_models(config)
     check_storage(config.cluster.checkpoint)
     tokenizer = load_tokenizer(config.model.path)
-    train = read_rows(config, config.data.train, tokenizer)
+    with naming("data.train"):
+        train = read_rows(config, config.data.train, tokenizer)
     if config.data.validation:
-        validation = _read_validation(config, config.data.validation, tokenizer)
+        with naming("data.validation"):
+            validation = _read_validation(config, config.data.validation, tokenizer)
     else:
         train, validation = split_validation(
             train, config.data.validation_fraction, config.data.seed
@@ -131,7 +133,8 @@ def check_reward(field: str, reward: RewardConfig) -> None:
     match reward.kind:
         case "function":
             assert reward.path is not None
-            load_function(reward.path)
+            with naming(path):
+                load_function(reward.path)
         case "model":
             assert reward.path is not None
             _check_conversation_model(path, reward.path)
@@ -241,14 +244,7 @@ def prepare_run_dir(config: RunConfig, *, resume: bool) -> Path:
     that a job that is submitted again needs no other command.
     """
     folder = Path(config.cluster.run_dir)
-    has_run = (folder / "config.yaml").exists()
-    if has_run and not resume:
-        raise ConfigError(
-            f"cluster.run_dir: {folder} already holds a run; resume it with --resume, or give "
-            "another folder"
-        )
-    if has_run:
-        check_same(config, folder)
+    check_begun(config, resume=resume)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "config.yaml", stored_text(config))

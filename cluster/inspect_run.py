@@ -14,7 +14,7 @@ from cluster.failure import bundles, last_lines
 from cluster.ledger import USED, read_ledger
 from cluster.phases import FOLDER as PHASES
 from cluster.phases import phases
-from cluster.run_record import read_run
+from cluster.run_record import check_is_run, read_run
 
 NUM_EVENTS = 10
 LAST_LINES = 12
@@ -23,8 +23,7 @@ LAST_LINES = 12
 
 def inspect_run(run_dir: Path) -> dict[str, Any]:
     """The state of a run as plain values; raises ValueError where there is no run."""
-    if not (run_dir / "config.yaml").exists():
-        raise ValueError(f"{run_dir} holds no run: it has no config.yaml; give the folder of a run")
+    check_is_run(run_dir)
     run = read_run(run_dir)
     step = run.rows[-1]["step"] if run.rows else 0
     found = bundles(run_dir)
@@ -94,8 +93,8 @@ def _ledger(run_dir: Path) -> dict[str, Any]:
 def failure_facts(bundle: Path) -> dict[str, Any]:
     """failure.json of a bundle; empty where it is torn."""
     try:
-        return json.loads((bundle / "failure.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        return dict(json.loads((bundle / "failure.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
 
 
@@ -149,6 +148,7 @@ def render_failure(run_dir: Path) -> str:
     """The newest bundle for the terminal; raises ValueError where there is none."""
     found = bundles(run_dir)
     if not found:
+        check_is_run(run_dir)
         raise ValueError(f"{run_dir} holds no failure bundle: the run did not fail")
     bundle, facts = found[0], failure_facts(found[0])
     cause = facts.get("cause", {})
@@ -164,7 +164,7 @@ def render_failure(run_dir: Path) -> str:
     lines += [
         "",
         "---- error.txt",
-        *(bundle / "error.txt").read_text().split("\n---- tracebacks")[:1],
+        _error(bundle),
     ]
     for log in sorted(path for path in (bundle / "logs").rglob("*") if path.is_file()):
         if tail := last_lines(log, LAST_LINES):
@@ -173,11 +173,22 @@ def render_failure(run_dir: Path) -> str:
     return "\n".join(lines)
 
 
+def _error(bundle: Path) -> str:
+    """The messages of the error; a run that was killed while it wrote has none."""
+    path = bundle / "error.txt"
+    if not path.exists():
+        return "(missing: the bundle is not whole)"
+    return path.read_text(encoding="utf-8", errors="replace").partition("\n---- tracebacks")[0]
+
+
 def _batch(bundle: Path) -> list[str]:
     path = bundle / "batch.json"
     if not path.exists():
         return []
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        rows = [dict(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError):
+        return [f"batch    {path} is torn"]
     lines = [f"batch    {len(rows)} samples in {path}"]
     for row in rows[:3]:
         parts = [f"{name}={value!r}" for name, value in row.items() if name != "tokens"]

@@ -115,10 +115,20 @@ class Ledger:
 
 
 def read_ledger(run_dir: str | Path) -> pa.Table:
-    """All rows, ordered by step."""
+    """All rows, ordered by step; raises ValueError where a file is damaged."""
     files = sorted((Path(run_dir) / "ledger").glob("step=*.parquet"))
-    tables = [pq.ParquetFile(file).read() for file in files]
+    tables = [_read(file) for file in files]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+
+
+def _read(file: Path) -> pa.Table:
+    try:
+        return pq.ParquetFile(file).read()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): which groups its step used is lost; restore the file "
+            "from a copy of the run folder"
+        ) from error
 
 
 def _step(path: Path) -> int:

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, naming
 from configs.machine import available_cores, available_memory
 from configs.machine import gpus as present_gpus
 from configs.memory import model_shape
@@ -30,6 +30,13 @@ def plan_run(
     `gpus` and `gpu_gib` stand for the GPUs of a cluster that this machine does not have; `tflops`
     for the assumed throughput of one device. Needs of the model its config.json alone.
     """
+    for option, value in (("--gpu-gib", gpu_gib), ("--tflops", tflops)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"{option}: {value:g} is not above 0")
+    if config.cluster.device == "cpu" and (gpus or gpu_gib):
+        raise ConfigError(
+            "--gpus and --gpu-gib are of no use: the run takes no GPU; add cluster.device=cuda"
+        )
     model = read_model_config(config)
     # Whoever names a cluster, or GPUs that are not here, does not mean this machine.
     is_here = config.cluster.address is None and gpus is None and gpu_gib is None
@@ -39,7 +46,8 @@ def plan_run(
     gpu_gib = min(present, default=None) if gpu_gib is None else gpu_gib
     throughput = ASSUMED[config.cluster.device]
     throughput = replace(throughput, tflops=tflops, why="as given") if tflops else throughput
-    plan = derive(config, model, available, cores=cores, one_gpu_gib=gpu_gib)
+    with naming(f"model.path: {config.model.path}"):
+        plan = derive(config, model, available, cores=cores, one_gpu_gib=gpu_gib)
     refusal = plan.refusal or _too_few_gpus(config, plan, gpus)
     time = step_time(config, model_shape(model), throughput, cores)
     proposal = propose(

@@ -63,6 +63,28 @@ def refuse_redacted(config: RunConfig) -> None:
         )
 
 
+def check_own_folder(config: RunConfig, folder: Path) -> None:
+    """Refuse to go on in another folder than the one that was named: it was moved or copied."""
+    if os.path.realpath(config.cluster.run_dir) != os.path.realpath(folder):
+        raise ConfigError(
+            f"cluster.run_dir is {config.cluster.run_dir} in {folder / 'config.yaml'}: the run was "
+            f"moved or copied; add cluster.run_dir={folder} to go on here"
+        )
+
+
+def check_begun(config: RunConfig, *, resume: bool) -> None:
+    """Refuse a folder that holds a run, unless it is resumed with the settings it began with."""
+    folder = Path(config.cluster.run_dir)
+    if not (folder / "config.yaml").exists():
+        return
+    if not resume:
+        raise ConfigError(
+            f"cluster.run_dir: {folder} already holds a run; resume it with --resume, or give "
+            "another folder"
+        )
+    check_same(config, folder)
+
+
 def check_same(config: RunConfig, folder: Path) -> None:
     """Refuse to resume a run with settings that it did not begin with; names the first."""
     file = folder / "config.yaml"

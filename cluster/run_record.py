@@ -57,7 +57,8 @@ class RunRecord:
 
     def section(self, name: str) -> dict[str, Any]:
         """One section of the configuration; empty where the run left none."""
-        return self.config.get(name) or {}
+        section = self.config.get(name)
+        return section if isinstance(section, dict) else {}
 
     def series(self, metric: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric, at the steps that have it. NaN stays NaN."""
@@ -74,6 +75,12 @@ class Reply:
     rewards: dict[str, float]
 
 
+def check_is_run(run_dir: Path) -> None:
+    """Refuse a folder that holds no run."""
+    if not (run_dir / "config.yaml").exists():
+        raise ValueError(f"{run_dir} holds no run: it has no config.yaml; give the folder of a run")
+
+
 def read_run(run_dir: Path) -> RunRecord:
     """Read `run_dir`; raises ValueError where it is no folder or its config.yaml is no YAML."""
     if not run_dir.is_dir():
@@ -82,8 +89,8 @@ def read_run(run_dir: Path) -> RunRecord:
     summary: dict[str, Any] = {}
     if (run_dir / "summary.json").exists():
         try:
-            summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
+            summary = dict(json.loads((run_dir / "summary.json").read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
             notes.append("summary.json: torn and left out.")
     return RunRecord(
         path=run_dir,
@@ -133,8 +140,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         return {}
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())}); mend it") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        raise ValueError(f"{path}: not YAML ({reason}); mend it") from error
     return config if isinstance(config, dict) else {}
 
 

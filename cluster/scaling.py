@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.driver_record import driver_lives
 from cluster.files import replace_text
 from configs.cluster import RolloutPlacement
 from configs.errors import ConfigError
@@ -90,12 +91,21 @@ def ask(run_dir: Path, config: RunConfig, engines: int | None) -> str:
             f"{run_dir}: the run sizes its fleet by itself, from {sizing.fewest} to {sizing.most}"
         )
     if not 1 <= engines <= sizing.most:
+        most = (
+            f"{sizing.most}, the larger of cluster.rollout.num_engines and max_engines; more need "
+            "a run that was begun with more"
+        )
         raise ConfigError(
-            f"ENGINES: {engines} is not between 1 and {sizing.most}, the larger of "
-            "cluster.rollout.num_engines and max_engines; more need a run that was begun with more"
+            f"ENGINES: {engines} is more than {most}"
+            if engines
+            else f"ENGINES: a run needs at least 1 engine and can have {sizing.most}"
         )
     replace_text(run_dir / FILE, json.dumps({"engines": engines}))
-    return f"{run_dir}: {engines} engines are asked for, until `attune scale {run_dir} auto`"
+    are = "engine is" if engines == 1 else "engines are"
+    said = f"{run_dir}: {engines} {are} asked for, until `attune scale {run_dir} auto`"
+    if driver_lives(run_dir):
+        return said
+    return f"{said}; no run goes on there on this machine: if it was stopped, once it is resumed"
 
 
 def asked(run_dir: str | Path) -> int | None:

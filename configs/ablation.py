@@ -24,6 +24,12 @@ HERE = "{here}"
 """In the same places: the folder of the ablation's file."""
 STAGES = ("sft", "reward_model")
 """What is trained once for a seed; stages of the demo."""
+WORDS = {
+    "missing": "is required",
+    "tuple_type": "should be a list",
+    "too_short": "should have at least one entry",
+}
+"""What is wrong with a setting, by pydantic's name of the mistake; its own words for others."""
 OURS = ("cluster.run_dir", "data.seed")
 """Settings that the ablation gives each run."""
 
@@ -89,6 +95,11 @@ class Ablation(Section):
 def read_ablation(file: Path) -> Ablation:
     """The checked file; raises `ConfigError` with one line per mistake."""
     settings = strict_yaml.read_mapping(file)
+    if "base" not in settings and settings.keys() & {"model", "algorithm", "extends"}:
+        raise ConfigError(
+            f"{file}: is a run, not an ablation; use `attune run`, or write a file with `base: "
+            f"{file.name}`, start and cells"
+        )
     errors = _unknown(settings, Ablation, "")
     world = settings.get("world")
     errors += _unknown(world, WorldSettings, "world.") if isinstance(world, dict) else []
@@ -100,7 +111,10 @@ def read_ablation(file: Path) -> Ablation:
     try:
         ablation = Ablation.model_validate_json(json.dumps(settings), strict=True)
     except ValidationError as error:
-        lines = {f"{file}: {_where(e['loc'])}: {e['msg'].lower()}" for e in error.errors()}
+        lines = {
+            f"{file}: {_where(e['loc'])}: {WORDS.get(e['type'], e['msg'].lower())}"
+            for e in error.errors()
+        }
         raise ConfigError("\n".join(sorted(lines))) from error
     except TypeError as error:  # a date or the like, which JSON has no word for
         raise ConfigError(f"{file}: {error}; put it in quotes") from error

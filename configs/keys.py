@@ -38,9 +38,21 @@ def is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+def holds_settings(annotation: Any) -> bool:
+    """Whether values are mappings: a section, or entries by name."""
+    inner = bare(annotation)
+    return is_section(inner) or get_origin(inner) is dict
+
+
 def is_nullable(annotation: Any) -> bool:
     """Whether null is among the values."""
     return type(None) in get_args(annotation)
+
+
+def takes_null(names: Sequence[str]) -> bool:
+    """Whether null says something of the setting at a dotted path; not of a section."""
+    annotation, parent = resolve(names), bare(resolve(names[:-1]))
+    return not holds_settings(annotation) or is_nullable(annotation) or get_origin(parent) is dict
 
 
 def members(node: Any) -> dict[str, Any]:
@@ -117,14 +129,14 @@ def clean(layer: Mapping[Any, Any], node: Any, at: Sequence[str] = ()) -> tuple[
             errors.append(unknown(names))
             continue
         inner = bare(annotation)
-        holds_settings = is_section(inner) or get_origin(inner) is dict
+        is_mapping = holds_settings(annotation)
         optional = is_nullable(annotation) or get_origin(bare(node)) is dict
-        if holds_settings and value is None and not optional:
+        if is_mapping and value is None and not optional:
             value = {}
-        if holds_settings and isinstance(value, Mapping):
+        if is_mapping and isinstance(value, Mapping):
             value, more = clean(value, inner, names)
             errors += more
-        elif holds_settings and value is not None:
+        elif is_mapping and value is not None:
             errors.append(f"{'.'.join(names)} is {value!r}; it should be a mapping of settings")
         cleaned[str(key)] = value
     return cleaned, errors

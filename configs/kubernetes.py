@@ -16,7 +16,17 @@ LONGEST_NAME = 38
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME)]
 
-Image = Annotated[str, Field(pattern=r"^[^\s:@]+(:\d+/[^\s:@]+)?(:[\w.-]+(@\S+)?|@\S+)$")]
+IMAGE_PATTERN = r"^[^\s:@]+(:\d+/[^\s:@]+)?(:[\w.-]+(@\S+)?|@\S+)$"
+Image = Annotated[str, Field(pattern=IMAGE_PATTERN)]
+
+MOUNT_PATTERN = r"^(/[\w.-]+)+$"
+
+PATTERNS = {
+    NAME_PATTERN: "lower-case letters, digits and -, a letter first",
+    IMAGE_PATTERN: "REGISTRY/NAME:TAG, or with @DIGEST",
+    MOUNT_PATTERN: "an absolute path, such as /shared",
+}
+"""What a text should be, in words."""
 
 
 class Placing(Section):
@@ -99,7 +109,7 @@ class KubernetesConfig(Section):
     """Make the claim, of this size; where empty, it must be there already."""
     storage_class: str | None = None
     """Of a claim that is made."""
-    mount_path: Annotated[str, Field(pattern=r"^(/[\w.-]+)+$")] = "/shared"
+    mount_path: Annotated[str, Field(pattern=MOUNT_PATTERN)] = "/shared"
     """Where the claim is mounted; all paths of the run lie below it."""
     token_secret: Name = "attune-tokens"
     """Secret with `auth_token` (Ray) and `reward_token` (reward service)."""

@@ -18,9 +18,13 @@ from pydantic_core import ErrorDetails
 from configs import strict_yaml
 from configs.checks import violations
 from configs.errors import ConfigError
-from configs.keys import bare, clean, resolve, unknown
+from configs.keys import bare, clean, resolve, takes_null, unknown
+from configs.kubernetes import PATTERNS
 from configs.methods import METHODS
 from configs.schema import RunConfig
+
+MEANT = {"gpu": "cuda"}
+"""Words for a choice that resemble another one."""
 
 __all__ = ["ConfigError", "load_config", "merge", "to_yaml"]
 
@@ -98,6 +102,11 @@ def _parse_override(override: str) -> dict[str, Any]:
     if annotation is None:
         raise ConfigError(unknown(names))
     value: Any = text.strip()
+    if value in ("", "~", "null") and not takes_null(names):
+        raise ConfigError(
+            f"{name.strip()} holds settings and cannot be null; name one of them: "
+            f"{name.strip()}.NAME=..."
+        )
     # Where text is wanted, text is taken as it is: a prompt may hold a colon, a path be a number.
     is_plain_text = bare(annotation) is str and not value.startswith(("'", '"'))
     if not is_plain_text or value in ("", "~", "null"):
@@ -116,7 +125,7 @@ def _method_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
         near = get_close_matches(str(name).lower(), METHODS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
-            f"algorithm.name={name} is not a method; {hint}methods are {', '.join(METHODS)}"
+            f"algorithm.name={name} is not a method; {hint}`attune methods` lists them"
         )
     return METHODS[name].settings
 
@@ -153,10 +162,14 @@ def _explain(error: ErrorDetails) -> str:
     allowed = error["msg"].replace("Input should ", "it should ").replace("a valid string", "text")
     allowed = allowed.replace("a valid integer", "a whole number").replace("a valid n", "a n")
     hint = ""
+    if error["type"] == "string_pattern_mismatch":
+        expected = PATTERNS.get(error.get("ctx", {})["pattern"])
+        allowed = f"it should be {expected}" if expected else allowed
     if error["type"] == "literal_error":
         expected = error.get("ctx", {})["expected"].replace(" or ", ", ")
         choices = [choice.strip("'") for choice in expected.split(", ")]
-        near = get_close_matches(str(error["input"]), choices, n=1)
+        meant = MEANT.get(str(error["input"]), str(error["input"]))
+        near = get_close_matches(meant, choices, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
     elif error["type"] == "string_type" and error["input"] is not None:
         hint = "; put it in quotes"

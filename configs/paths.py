@@ -64,6 +64,15 @@ def path_settings(config: RunConfig) -> Iterator[tuple[str, str]]:
     yield from ((name, value) for name, values in several.items() for value in values)
 
 
+def missing_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Those of a run's inputs that do not exist: the setting's dotted name, and its value."""
+    for name, value in path_settings(config):
+        if not name.startswith("cluster.") and not any(
+            os.path.exists(path) for path in (value, value.rpartition(":")[0])
+        ):
+            yield name, value
+
+
 def _checkpoint(config: RunConfig) -> dict[str, Any]:
     settings = config.cluster.checkpoint
     is_url = "://" in (settings.storage or "")

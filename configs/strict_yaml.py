@@ -90,11 +90,13 @@ def parse(text: str | bytes, source: str) -> Any:
 def read_mapping(path: Path) -> dict[Any, Any]:
     """The mapping at the top of a YAML file; a `ConfigError` names the file otherwise."""
     try:
-        content = path.read_bytes()
+        content = path.read_bytes().decode("utf-8-sig")
     except IsADirectoryError as error:
         raise ConfigError(f"{path}: is a folder; name the YAML file in it") from error
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
+        raise ConfigError(f"{path}: no such file; give the YAML of a run, or its folder") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no text; give a YAML file in UTF-8") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     value = parse(content, str(path))

@@ -70,10 +70,13 @@ def validate(
             typer.echo(mistake.line(), err=True)
         files = len({source.file for source in sources})
         if mistakes:
-            typer.echo(f"{len(mistakes)} mistakes in {len(sources)} manifests", err=True)
+            counted = (_count(len(mistakes), "mistake"), _count(len(sources), "manifest"))
+            typer.echo(" in ".join(counted), err=True)
             raise typer.Exit(2)
         against = f", {len(schemas)} kinds of {crds} included" if crds else ""
-        typer.echo(f"{len(sources)} manifests in {files} files are right{against}")
+        is_right = "is" if len(sources) == 1 else "are"
+        found = f"{_count(len(sources), 'manifest')} in {_count(files, 'file')}"
+        typer.echo(f"{found} {is_right} right{against}")
 
 
 @app.command()
@@ -137,5 +140,11 @@ def _write(made: "list[Manifest]", folder: Path) -> list[str]:
             documents = [item.document for item in made if item.file == name]
             (folder / name).write_text(HEADER + dump_all(documents), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--out {folder}: cannot be written ({error.strerror})") from error
+        raise ConfigError(
+            f"--out {folder}: cannot be written ({error.strerror}); give another folder"
+        ) from error
     return names
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

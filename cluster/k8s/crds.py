@@ -22,13 +22,27 @@ def crd_schemas(path: Path) -> dict[str, Document]:
     schemas: dict[str, Document] = {}
     for file in files:
         try:
-            documents = list(yaml.load_all(file.read_text(), Loader=_Loader))
+            text = file.read_text(encoding="utf-8")
+            documents = list(yaml.load_all(text, Loader=_Loader))
         except OSError as error:
-            raise ConfigError(f"--crds {file}: cannot be read ({error.strerror})") from error
+            raise ConfigError(
+                f"--crds {file}: cannot be read ({error.strerror}); give a file or folder of CRDs"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"--crds {file}: is no text; give CRDs in YAML") from error
+        except yaml.MarkedYAMLError as error:
+            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise ConfigError(f"--crds {file}{line}: {error.problem}") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"--crds {file}: {' '.join(str(error).split())}") from error
         for document in documents:
-            schemas |= dict(_versions(document))
+            try:
+                schemas |= dict(_versions(document))
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ConfigError(
+                    f"--crds {file}: a CustomResourceDefinition in it is not whole; give it as the "
+                    "cluster has it"
+                ) from error
     if not schemas:
         raise ConfigError(f"--crds {path}: holds no CustomResourceDefinition")
     return schemas

@@ -32,8 +32,10 @@ class Source:
         """Such as `FILE: RayJob first`."""
         if not isinstance(self.document, dict):
             return self.file
-        name = (self.document.get("metadata") or {}).get("name", "")
-        return f"{self.file}: {self.document.get('kind', '')} {name}".rstrip()
+        metadata = self.document.get("metadata")
+        name = metadata.get("name") if isinstance(metadata, dict) else None
+        known = " ".join(str(part) for part in (self.document.get("kind"), name) if part)
+        return f"{self.file}: {known}" if known else self.file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,8 @@ class Mistake:
 
     def line(self) -> str:
         """On one line, for the terminal."""
-        return f"{self.source.title()}: {self.finding.path}: {self.finding.message}"
+        at = "" if self.finding.path == "." else f"{self.finding.path}: "
+        return f"{self.source.title()}: {at}{self.finding.message}"
 
 
 def read(paths: Sequence[Path]) -> list[Source]:
@@ -116,6 +119,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a key must be a plain name"
+                raise ConstructorError(None, None, problem, key.start_mark)
             if key.value in seen:
                 problem = f"{key.value} is given twice"
                 raise ConstructorError(None, None, problem, key.start_mark)
@@ -127,8 +133,12 @@ def _load(file: Path) -> list[Any]:
     try:
         text = file.read_text(encoding="utf-8")
         documents = list(yaml.load_all(text, Loader=_Loader))  # a subclass of SafeLoader
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error})") from error
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: cannot be read ({error.strerror}); give a manifest or a folder of them"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: is no text; give manifests in YAML") from error
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{file}{line}: {error.problem}") from error

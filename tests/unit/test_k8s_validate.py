@@ -140,7 +140,6 @@ def test_a_crd_is_read_as_the_api_server_means_it(tmp_path, spec, finding):
         ("kind: [", "m.yaml:1:"),
         ("a: 1\na: 2\n", "m.yaml:2: a is given twice"),
         ("", "holds no manifest"),
-        ("- 1\n", "m.yaml: .: is a list, not a manifest"),
         (
             "apiVersion: v1\nkind: Secret\nmetadata: {name: t}\nstringData: {auth_token: abc}\n",
             "Secret t: stringData.auth_token: has a value",

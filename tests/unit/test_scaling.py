@@ -81,7 +81,8 @@ def test_a_wish_is_noted_and_taken_back(tmp_path):
     assert asked(folder) is None
     code, said = scale(folder, "1")
     assert (code, asked(folder)) == (0, 1)
-    assert "1 engines are asked for" in said
+    assert "1 engine is asked for" in said
+    assert "no run goes on there on this machine" in said
     code, said = scale(folder, "auto")
     assert (code, asked(folder)) == (0, None)
     assert "from 2 to 2" in said
@@ -92,8 +93,8 @@ def test_a_wish_is_noted_and_taken_back(tmp_path):
 @pytest.mark.parametrize(
     ("engines", "said"),
     [
-        ("3", "ENGINES: 3 is not between 1 and 2"),
-        ("0", "ENGINES: 0 is not between 1 and 2"),
+        ("3", "ENGINES: 3 is more than 2"),
+        ("0", "ENGINES: a run needs at least 1 engine and can have 2"),
         ("many", "ENGINES: 'many' is neither a number nor `auto`"),
     ],
 )
@@ -106,7 +107,7 @@ def test_a_wish_that_cannot_come_true_is_refused(engines, said, tmp_path):
 
 
 def test_a_folder_without_a_run_and_a_run_that_has_ended_are_refused(tmp_path):
-    assert scale(tmp_path, "1") == (2, f"error: RUN_DIR: {tmp_path} is not the folder of a run\n")
+    assert scale(tmp_path, "1")[1].startswith(f"error: {tmp_path} holds no run")
     folder = run_folder(tmp_path)
     (folder / "summary.json").write_text("{}")
     assert scale(folder, "1") == (2, f"error: {folder}: the run has ended\n")
