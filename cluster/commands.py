@@ -91,7 +91,8 @@ def _look_for_files(config: "RunConfig", *, resume: bool) -> None:
 
     What the files hold is read by the run itself: it takes longer than a look.
     """
-    is_here = config.cluster.address is None and config.cluster.device == "cpu"
+    cluster = config.cluster
+    is_here = cluster.address is None and cluster.kubernetes is None and cluster.device == "cpu"
     for name, path in missing_paths(config):
         if is_here:
             raise ConfigError(f"{name}: {path} does not exist; give a file or folder that does")

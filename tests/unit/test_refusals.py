@@ -158,11 +158,12 @@ def test_a_dry_run_looks_for_files(refused, attune, run_yaml, tmp_path):
     for field in ("data.train", "feedback.rewards.judge.path", "model.reference"):
         line = refused("run", run_yaml, f"{field}={tmp_path}/nope", "--dry-run")
         assert f"{field}: {tmp_path}/nope does not exist" in line
-    code, _, said = attune(
-        "run", run_yaml, f"data.train={tmp_path}/nope", "cluster.address=10.0.0.1:6379", "--dry-run"
-    )
-    assert code == 0
-    assert f"warning: data.train: {tmp_path}/nope is not on this machine" in said
+    for elsewhere in ("cluster.address=10.0.0.1:6379", "cluster.kubernetes.image=r/a:1"):
+        code, _, said = attune(
+            "run", run_yaml, f"data.train={tmp_path}/nope", elsewhere, "--dry-run"
+        )
+        assert code == 0
+        assert f"warning: data.train: {tmp_path}/nope is not on this machine" in said
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("mine: 1\n")
     assert "already holds a run" in refused("run", run_yaml, "--dry-run")
