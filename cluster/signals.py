@@ -36,7 +36,7 @@ def handlers_kept() -> Iterator[None]:
     with _arrivals() as arrived:
         try:
             yield
-        except SystemExit as error:
+        except (Exception, SystemExit) as error:  # Ray's own processes may have been ended as well
             if signal.SIGTERM not in arrived():
                 raise
             raise KeyboardInterrupt from error

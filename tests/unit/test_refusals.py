@@ -256,13 +256,13 @@ def test_crds_of_any_shape_are_refused(refused, tmp_path, content, said):
 # ---- signals -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("raises", [True, False])
-def test_a_sigterm_that_another_handler_takes_stops_the_run_all_the_same(raises):
+@pytest.mark.parametrize("raised", [SystemExit(15), ConnectionError("head gone"), None])
+def test_a_sigterm_that_another_handler_takes_stops_the_run_all_the_same(raised):
     before = signal.getsignal(signal.SIGTERM)
 
     def theirs(number: int, frame: object) -> None:
-        if raises:
-            sys.exit(number)
+        if raised:
+            raise raised
 
     def terminated_meanwhile() -> None:
         with handlers_kept():
