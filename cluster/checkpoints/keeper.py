@@ -18,6 +18,7 @@ from cluster.draining import DrainWatch
 from cluster.elastic import Preempted
 from cluster.errors import Unrecoverable
 from cluster.events import record
+from cluster.heap import give_back_freed
 from cluster.space import room
 from configs.schema import RunConfig
 from rl.types import Metrics
@@ -82,7 +83,9 @@ class Checkpoints:
         self._is_leaving = self._hears_of_leaving(step)
         if not (is_due or self._is_leaving):
             return {}
-        return {"time/checkpoint": self.saver.copy(step, self.learner.save)}
+        seconds = self.saver.copy(step, self.learner.save)
+        give_back_freed()
+        return {"time/checkpoint": seconds}
 
     def upload(self) -> None:
         """Upload what was copied. Comes last in a step: a resumed run finds all of its records.
