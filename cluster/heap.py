@@ -7,7 +7,7 @@ def give_back_freed() -> None:
     """Hand what the C library keeps of freed memory back to the system; takes milliseconds.
 
     glibc keeps freed blocks of up to 32 MiB for reuse. Among blocks that live on, more and more
-    pages of a learner's heap are touched and kept: 10 to 20 MiB in 1,000 steps of a tiny model.
+    pages of a learner's heap are touched and kept: 15 to 20 MiB in 1,000 steps of a tiny model.
     Does nothing where the C library has no `malloc_trim`.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -31,8 +31,8 @@ from tests.integration.processes import read_steps
 from tests.integration.test_run import start
 
 MIB = 1 << 20
-BOUNDS = {"private_mib": 10.0, "descriptors": 2.0, "threads": 1.5}
-"""Growth per 1,000 steps that is taken for none; a thread that joins once gives 1.5 at most."""
+BOUNDS = {"private_mib": 10.0, "descriptors": 2.0, "threads": 1.0}
+"""Growth per 1,000 steps that is taken for none."""
 FEWEST_READINGS = 10
 """In the second half of the run; a slope through fewer says nothing."""
 STORE = "object store"
