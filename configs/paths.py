@@ -66,8 +66,10 @@ def path_settings(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 def missing_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Those of a run's inputs that do not exist: the setting's dotted name, and its value."""
+    # A service has its rewards' folders; the run's own folder is made.
+    elsewhere = ("cluster.", "feedback.rewards.") if config.feedback.service else ("cluster.",)
     for name, value in path_settings(config):
-        if not name.startswith("cluster.") and not any(
+        if not name.startswith(elsewhere) and not any(
             os.path.exists(path) for path in (value, value.rpartition(":")[0])
         ):
             yield name, value
