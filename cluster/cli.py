@@ -15,6 +15,7 @@ import typer
 from cluster.commands import load, train
 from cluster.exits import failing_with_1, guarded, run_app
 from cluster.k8s.cli import app as k8s_app
+from cluster.run_folder import check_is_run
 from cluster.serve.cli import app as serve_app
 from configs.paths import absolute_paths
 
@@ -199,7 +200,6 @@ def report(
     """Write report.html of a run, finished or not."""
     with guarded(debug=False):
         from cluster.report import write_demo_report, write_report
-        from cluster.run_record import check_is_run
 
         is_demo = (run_dir / "run" / "config.yaml").exists()
         if not is_demo:
@@ -245,7 +245,6 @@ def scale(
 ) -> None:
     """Add rollout engines to a run that goes on, or release some."""
     with guarded(debug=False):
-        from cluster.run_record import check_is_run
         from cluster.scaling import ask
         from configs.errors import ConfigError
 

@@ -8,6 +8,7 @@ import typer
 from cluster.exits import failing_with_1, guarded
 from cluster.run_folder import (
     check_begun,
+    check_is_run,
     check_own_folder,
     check_run_folder,
     refuse_redacted,
@@ -54,8 +55,8 @@ def load(
 ) -> "RunConfig":
     """The configuration of a YAML file, or of a run folder."""
     file = path / "config.yaml" if path.is_dir() else path
-    if path.is_dir() and not file.exists():
-        raise ConfigError(f"{path} holds no run: it has no config.yaml; give the YAML of a run")
+    if path.is_dir():
+        check_is_run(path)
     config = load_config(file, overrides or [], base=base)
     refuse_redacted(config)
     return config

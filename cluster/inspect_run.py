@@ -14,7 +14,8 @@ from cluster.failure import bundles, last_lines
 from cluster.ledger import USED, read_ledger
 from cluster.phases import FOLDER as PHASES
 from cluster.phases import phases
-from cluster.run_record import check_is_run, read_run
+from cluster.run_folder import check_is_run
+from cluster.run_record import read_run
 
 NUM_EVENTS = 10
 LAST_LINES = 12

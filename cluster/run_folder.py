@@ -63,6 +63,14 @@ def refuse_redacted(config: RunConfig) -> None:
         )
 
 
+def check_is_run(run_dir: Path) -> None:
+    """Refuse a folder that holds no run."""
+    if not (run_dir / "config.yaml").exists():
+        raise ConfigError(
+            f"{run_dir} holds no run: it has no config.yaml; give the folder of a run"
+        )
+
+
 def check_own_folder(config: RunConfig, folder: Path) -> None:
     """Refuse to go on in another folder than the one that was named: it was moved or copied."""
     if os.path.realpath(config.cluster.run_dir) != os.path.realpath(folder):

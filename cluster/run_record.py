@@ -75,12 +75,6 @@ class Reply:
     rewards: dict[str, float]
 
 
-def check_is_run(run_dir: Path) -> None:
-    """Refuse a folder that holds no run."""
-    if not (run_dir / "config.yaml").exists():
-        raise ValueError(f"{run_dir} holds no run: it has no config.yaml; give the folder of a run")
-
-
 def read_run(run_dir: Path) -> RunRecord:
     """Read `run_dir`; raises ValueError where it is no folder or its config.yaml is no YAML."""
     if not run_dir.is_dir():

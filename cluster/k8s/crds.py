@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from cluster.k8s.pods import Document
+from cluster.k8s.text import load_all
 from configs.errors import ConfigError
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -21,21 +22,7 @@ def crd_schemas(path: Path) -> dict[str, Document]:
     files = sorted(path.glob("*.y*ml")) if path.is_dir() else [path]
     schemas: dict[str, Document] = {}
     for file in files:
-        try:
-            text = file.read_text(encoding="utf-8")
-            documents = list(yaml.load_all(text, Loader=_Loader))
-        except OSError as error:
-            raise ConfigError(
-                f"--crds {file}: cannot be read ({error.strerror}); give a file or folder of CRDs"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"--crds {file}: is no text; give CRDs in YAML") from error
-        except yaml.MarkedYAMLError as error:
-            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise ConfigError(f"--crds {file}{line}: {error.problem}") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--crds {file}: {' '.join(str(error).split())}") from error
-        for document in documents:
+        for document in load_all(file, _Loader, f"--crds {file}", "CRDs"):
             try:
                 schemas |= dict(_versions(document))
             except (KeyError, TypeError, AttributeError) as error:

@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from configs.errors import ConfigError
 
 
 class _Dumper(yaml.SafeDumper):
@@ -36,3 +39,20 @@ def dump(document: Any) -> str:
 def dump_all(documents: Iterable[Any]) -> str:
     """Several documents as one text."""
     return "---\n".join(dump(document) for document in documents)
+
+
+def load_all(file: Path, loader: Any, name: str, what: str) -> list[Any]:
+    """All documents of a file, which should hold `what`; a `ConfigError` begins with `name`."""
+    try:
+        return list(yaml.load_all(file.read_text(encoding="utf-8"), Loader=loader))
+    except OSError as error:
+        raise ConfigError(
+            f"{name}: cannot be read ({error.strerror}); give a file or a folder of {what}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: is no text; give {what} in YAML") from error
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{name}{line}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: {' '.join(str(error).split())}") from error

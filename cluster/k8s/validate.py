@@ -18,6 +18,7 @@ from cluster.k8s.schemas import (
     schema_findings,
     unknown_kind,
 )
+from cluster.k8s.text import load_all
 from configs.errors import ConfigError
 
 
@@ -130,18 +131,5 @@ class _Loader(yaml.SafeLoader):
 
 
 def _load(file: Path) -> list[Any]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        documents = list(yaml.load_all(text, Loader=_Loader))  # a subclass of SafeLoader
-    except OSError as error:
-        raise ConfigError(
-            f"{file}: cannot be read ({error.strerror}); give a manifest or a folder of them"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: is no text; give manifests in YAML") from error
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{file}{line}: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: {' '.join(str(error).split())}") from error
+    documents = load_all(file, _Loader, str(file), "manifests")
     return [document for document in documents if document is not None]

@@ -158,6 +158,9 @@ def test_a_dry_run_looks_for_files(refused, attune, run_yaml, tmp_path):
     for field in ("data.train", "feedback.rewards.judge.path", "model.reference"):
         line = refused("run", run_yaml, f"{field}={tmp_path}/nope", "--dry-run")
         assert f"{field}: {tmp_path}/nope does not exist" in line
+    judged_elsewhere = "feedback.service=http://127.0.0.1:9"
+    nowhere = f"feedback.rewards.judge.path={tmp_path}/nope"
+    assert attune("run", run_yaml, nowhere, judged_elsewhere, "--dry-run")[0] == 0
     for elsewhere in ("cluster.address=10.0.0.1:6379", "cluster.kubernetes.image=r/a:1"):
         code, _, said = attune(
             "run", run_yaml, f"data.train={tmp_path}/nope", elsewhere, "--dry-run"
@@ -226,7 +229,10 @@ def test_a_run_is_no_ablation(refused, run_yaml, tmp_path):
         ("? [a]\n: 1\n", "m.yaml:1: a key must be a plain name"),
         ("<<: 3\n", "m.yaml:1: "),
         ("a: &a [*a]\nkind: X\napiVersion: v1\n", "m.yaml: X: kind: v1 X is not a kind"),
-        (None, "m.yaml: cannot be read (No such file or directory); give a manifest"),
+        (
+            None,
+            "m.yaml: cannot be read (No such file or directory); give a file",
+        ),
     ],
 )
 def test_manifests_of_any_shape_are_refused_and_not_tripped_over(attune, tmp_path, text, said):
