@@ -22,12 +22,12 @@ TINY = 1e-30
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One curve: `values[i]` at learner step `steps[i]`; NaN leaves a gap."""
+    """One curve: `values[i]` at learner step, or time, `steps[i]`; NaN leaves a gap."""
 
     name: str
     color: int
     """Which of the page's colours, from 0."""
-    steps: Sequence[int]
+    steps: Sequence[float]
     values: Sequence[float]
     low: Sequence[float] = ()
     """Where given, with `high`: a shaded range around the curve."""
@@ -70,10 +70,17 @@ class Frame:
         return BOTTOM - (BOTTOM - TOP) * (inside - self.y_low) / (self.y_high - self.y_low)
 
 
-def line_chart(title: str, series: Sequence[Series], x_label: str = "learner step") -> Markup:
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    x_label: str = "learner step",
+    *,
+    is_smoothed: bool = True,
+) -> Markup:
     """Each series as a faint raw line under its smoothed one, with dots where points are few.
 
-    `x_label` names what `Series.steps` counts.
+    `x_label` names what `Series.steps` counts. Without `is_smoothed` there is the line alone: how
+    many engines live is no noisy reading of something else.
     """
     series = [_thinned(one) for one in series]
     tops = [v for one in series for v in [*one.values, *one.low, *one.high] if math.isfinite(v)]
@@ -84,9 +91,10 @@ def line_chart(title: str, series: Sequence[Series], x_label: str = "learner ste
             marks.append(_area(frame, one.steps, one.low, one.high, f"range c{one.color}"))
     for one in series:
         few = len(one.steps) < 12
-        if not few:
+        values = one.values
+        if is_smoothed and not few:
             marks.append(_line(frame, one.steps, one.values, f"raw c{one.color}"))
-        values = one.values if few else smoothed(one.values)
+            values = smoothed(one.values)
         marks.append(_line(frame, one.steps, values, f"line c{one.color}"))
         if few:
             marks.extend(_dots(frame, one.steps, one.values, one.color))
@@ -123,7 +131,7 @@ def upper_left_edge(points: Sequence[Point]) -> list[Point]:
     return edge
 
 
-def stacked_chart(title: str, series: Sequence[Series]) -> Markup:
+def stacked_chart(title: str, series: Sequence[Series], x_label: str = "learner step") -> Markup:
     """Shares of a whole, one on top of the other; all series have the same steps.
 
     A few far outliers, such as a first step that compiles, do not flatten the rest: the scale ends
@@ -142,7 +150,7 @@ def stacked_chart(title: str, series: Sequence[Series]) -> Markup:
         marks.append(_area(frame, one.steps, base, roof, f"stack c{one.color}"))
         edges.append(roof)
         base = roof
-    return _svg(title, frame, marks, _strips(frame, series, edges))
+    return _svg(title, frame, marks, _strips(frame, series, edges, x_label), x_label)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -256,7 +264,7 @@ def _line(frame: Frame, steps: Sequence[float], values: Sequence[float], css: st
 
 
 def _area(
-    frame: Frame, steps: Sequence[int], low: Sequence[float], high: Sequence[float], css: str
+    frame: Frame, steps: Sequence[float], low: Sequence[float], high: Sequence[float], css: str
 ) -> str:
     columns = [
         (frame.x(step), frame.y(one), frame.y(two))
@@ -268,7 +276,7 @@ def _area(
     return f'<polygon class="{css}" points="{there} {back}"/>'
 
 
-def _dots(frame: Frame, steps: Sequence[int], values: Sequence[float], color: int) -> list[str]:
+def _dots(frame: Frame, steps: Sequence[float], values: Sequence[float], color: int) -> list[str]:
     return [
         f'<circle class="dot c{color}" cx="{frame.x(step):.1f}" cy="{frame.y(value):.1f}" r="2.5"/>'
         for step, value in zip(steps, values, strict=True)
@@ -283,7 +291,7 @@ def _strips(
     x_label: str = "learner step",
 ) -> list[str]:
     """One strip per step with a value: cursor, dots and <title>; `heights` place the dots."""
-    found: dict[int, list[tuple[Series, float, float]]] = {}
+    found: dict[float, list[tuple[Series, float, float]]] = {}
     for one, places in zip(series, heights, strict=True):
         for step, value, place in zip(one.steps, one.values, places, strict=True):
             found.setdefault(step, []).append((one, value, place))

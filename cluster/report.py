@@ -10,9 +10,10 @@ from typing import Any
 
 import jinja2
 import yaml
-from markupsafe import Markup
 
-from cluster.charts import Series, line_chart, number, stacked_chart
+from cluster.charts import number
+from cluster.dashboards.definition import DASHBOARDS, LEARNED
+from cluster.dashboards.drawing import Figure, figure, figure_of_key
 from cluster.headline import (
     Change,
     curve_change,
@@ -22,31 +23,20 @@ from cluster.headline import (
     sentence,
     short,
 )
-from cluster.panels import LEARNED, MOVED, RAN, Panel, feedback_panels, reward_panels
+from cluster.metrics.history import RunHistory
 from cluster.run_record import Reply, RunRecord, finite, read_run, sampled_replies
 
 __all__ = ["headline", "write_demo_report", "write_report"]
 
 NUM_SAMPLES = 6
 REST = "Everything else that was measured"
+NO_FIGURES = {"step", "policy_version", "time_s", "unix_time"}
+"""Of a row of metrics.jsonl: what the others are drawn over."""
 DEMO_STAGES = (
     ("run", "The online run"),
     ("reward_model", "Before it: the reward model"),
     ("sft", "Before it: supervised fine-tuning"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A drawn chart and what stands around it."""
-
-    title: str
-    unit: str
-    svg: Markup
-    legend: tuple[tuple[int, str, str], ...]
-    """(colour, name, newest value)."""
-    explanation: str
-    warning: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,78 +121,23 @@ def _unfinished(record: RunRecord) -> list[str]:
 
 def _sections(record: RunRecord) -> list[tuple[str, tuple[Figure, ...]]]:
     """The charts under their headings; every metric appears somewhere."""
-    rewards = reward_panels(record)
-    named = [
-        ("Reward", rewards),
-        ("Feedback", feedback_panels(record)),
-        ("How the policy moved", MOVED),
-        ("How it learned", LEARNED),
-        ("How it ran", RAN),
-    ]
+    history = RunHistory(record.path, record.config)
+    history.refresh()
+    sections = [section for dashboard in DASHBOARDS for section in dashboard.sections]
     if record.method in ("sft", "reward_model"):
-        named.insert(0, named.pop(3))
-    shown = {metric for _, panels in named for panel in panels for metric, _ in panel.metrics}
-    shown |= {"step", "policy_version", "time_s", "reward/total/p10", "reward/total/p90"}
-    rest = sorted({key for row in record.rows for key in row} - shown)
-    named.append((REST, [Panel(title=key, unit="", metrics=((key, key),)) for key in rest]))
-    drawn = [
-        (heading, tuple(figure for panel in panels if (figure := _figure(record, panel))))
-        for heading, panels in named
-    ]
-    return [(heading, figures) for heading, figures in drawn if figures]
+        sections.insert(0, sections.pop(sections.index(LEARNED)))
+    drawn = [(one.title, [figure(history, panel) for panel in one.panels]) for one in sections]
+    drawn.append((REST, [figure_of_key(history, key) for key in _rest(history)]))
+    found = [(heading, tuple(one for one in figures if one)) for heading, figures in drawn]
+    return [(heading, figures) for heading, figures in found if figures]
 
 
-def _figure(record: RunRecord, panel: Panel) -> Figure | None:
-    """None where the run has no metric of the panel."""
-    numbered = enumerate(panel.metrics)
-    series = [_series(record, color, metric, label) for color, (metric, label) in numbered]
-    series = _distinct([one for one in series if one.steps])
-    if not series:
-        return None
-    broken = sum(len(one.values) - len(finite(list(one.values))) for one in series)
-    draw = stacked_chart if panel.is_stacked else line_chart
-    series = _aligned(series) if panel.is_stacked else series
-    return Figure(
-        title=panel.title,
-        unit=panel.unit,
-        svg=draw(f"{panel.title} by learner step", series),
-        legend=tuple((one.color, one.name, number(one.last)) for one in series),
-        explanation=panel.explanation,
-        warning=f"{broken} values are not finite." if broken else "",
-    )
-
-
-def _distinct(series: list[Series]) -> list[Series]:
-    """Without curves that lie exactly on the first: one reward of weight 1 is the combined one."""
-    return [one for i, one in enumerate(series) if i == 0 or one.values != series[0].values]
-
-
-def _series(record: RunRecord, color: int, metric: str, label: str) -> Series:
-    steps, values = record.series(metric)
-    low: list[float] = []
-    high: list[float] = []
-    if metric == "reward/total/mean":
-        low, high = (record.series(f"reward/total/{p}")[1] for p in ("p10", "p90"))
-    ranged = len(low) == len(high) == len(values)
-    return Series(
-        name=label,
-        color=color,
-        steps=steps,
-        values=values,
-        low=low if ranged else (),
-        high=high if ranged else (),
-    )
-
-
-def _aligned(series: list[Series]) -> list[Series]:
-    """The same steps for all, 0 where a phase did not happen (a checkpoint, mostly)."""
-    steps = sorted({step for one in series for step in one.steps})
-    aligned = []
-    for one in series:
-        values = dict(zip(one.steps, one.values, strict=True))
-        filled = [values.get(step, 0.0) for step in steps]
-        aligned.append(Series(name=one.name, color=one.color, steps=steps, values=filled))
-    return aligned
+def _rest(history: RunHistory) -> list[str]:
+    """What was measured and has no panel."""
+    panels = [panel for dashboard in DASHBOARDS for panel in dashboard.panels]
+    curves = [curve for panel in panels for curve in panel.curves]
+    shown = {key for curve in curves for key in history.keys_of(curve)}
+    return sorted(history.step_keys - shown - NO_FIGURES)
 
 
 def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:

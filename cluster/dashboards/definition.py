@@ -1,10 +1,13 @@
-"""The four dashboards: Learning, Flow, Fleet and faults, Memory. The only place panels are named."""
+"""The four dashboards: Learning, Flow, Fleet and faults, Memory. Panels are named here alone."""
 
 from cluster.dashboards.panel import Curve, Dashboard, Panel, Section, panel
 
 REWARD = panel(
     "Reward it learns from", "mean over replies",
-    Curve(key="reward/total/mean", label="combined", low="reward/total/p10", high="reward/total/p90"),
+    Curve(
+        key="reward/total/mean", label="combined",
+        low="reward/total/p10", high="reward/total/p90",
+    ),
     Curve(key="reward/{reward}/mean", label="{reward}", where=(("of", "judge"),)),
     explanation="Shaded: from the 10th to the 90th percentile of the replies.",
 )  # fmt: skip
@@ -192,10 +195,22 @@ MEMBERS = Section(title="Fleet", panels=(
     panel("Engines in a sync", "", ("sync/engines", "took the weights")),
 ))  # fmt: skip
 FAULTS = Section(title="Faults", panels=(
-    panel("Events", "per second", ("events/{kind}", "{kind}")),
-    panel("Replaced", "per second", ("fleet/restarts", "engines and collectors")),
-    panel("Groups asked for again", "per second", ("fleet/retried_groups", "groups")),
-    panel("Calls of judges made again", "per second", ("judge/{judge}/retries", "{judge}")),
+    panel(
+        "Events", "since the run began", Curve(key="events/{kind}", label="{kind}", is_total=True),
+        explanation="What failed, joined, left or was replaced.",
+    ),
+    panel(
+        "Replaced", "engines and collectors, since the run began",
+        Curve(key="fleet/restarts", label="replaced", is_total=True),
+    ),
+    panel(
+        "Groups asked for again", "since the run began",
+        Curve(key="fleet/retried_groups", label="groups", is_total=True),
+    ),
+    panel(
+        "Calls of judges made again", "since the run began",
+        Curve(key="judge/{judge}/retries", label="{judge}", is_total=True),
+    ),
 ))  # fmt: skip
 HOST_MEMORY = panel(
     "Host memory",

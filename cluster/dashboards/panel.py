@@ -14,7 +14,7 @@ class Curve:
     """One figure, or one curve for each of its labels' values."""
 
     key: str
-    """Of `cluster.metrics.table`. A counter is drawn as its rate per second."""
+    """Of `cluster.metrics.table`. A counter is drawn as its growth per second."""
     label: str
     """In the legend; may name labels, such as `{reward}` or `{actor}`."""
     where: tuple[tuple[str, str], ...] = ()
@@ -22,6 +22,13 @@ class Curve:
     low: str = ""
     """Keys of the edges of a shaded range around it."""
     high: str = ""
+    is_total: bool = False
+    """Draw how high a counter stands, not how fast it grows."""
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether growth per second is drawn."""
+        return self.metric.kind == "counter" and not self.is_total
 
     @property
     def metric(self) -> Metric:

@@ -159,7 +159,7 @@ def test_every_measured_number_has_a_chart(online):
     html = write_report(online).read_text(encoding="utf-8")
     for words in (
         "True reward",
-        "Parts of gold",
+        "Parts of the rewards",
         "KL to the reference",
         "Entropy",
         "Gradient norm",

@@ -1,0 +1,93 @@
+"""A thread of each process of a run that tells, every few seconds, what it holds and does."""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from cluster.metrics.telemetry import append, interval_of
+
+logger = logging.getLogger(__name__)
+
+MIB = 1 << 20
+PAGE = os.sysconf("SC_PAGE_SIZE")
+CHILDREN_EVERY = 15
+"""Ticks between two looks for new children: each reads the whole process table."""
+
+Facts = Callable[[], Mapping[str, float]]
+
+
+def no_facts() -> dict[str, float]:
+    """Of a process that has nothing to tell but its memory."""
+    return {}
+
+
+class Pulse:
+    """Tells of this process in `telemetry/ROLE.jsonl`, if the run wants that.
+
+    >>> # pulse = Pulse(run_dir, "engine-0", with_children=True); pulse.facts = engine.live; ...
+    """
+
+    def __init__(self, run_dir: str, role: str, *, with_children: bool = False) -> None:
+        """`with_children`: count the memory of child processes too, such as an engine's core."""
+        self.run_dir, self.role, self.with_children = run_dir, role, with_children
+        self.facts: Facts = no_facts
+        self._stopped = threading.Event()
+        self._children: list[psutil.Process] = []
+        self._tick = 0
+        interval_s = interval_of(run_dir)
+        if interval_s is not None:
+            threading.Thread(
+                target=self._run, args=(interval_s,), daemon=True, name="pulse"
+            ).start()
+
+    def stop(self) -> None:
+        """Tell nothing more."""
+        self._stopped.set()
+
+    def _run(self, interval_s: float) -> None:
+        is_well = True
+        while not self._stopped.wait(interval_s):
+            try:
+                append(self.run_dir, self.role, values=self._values())
+            except Exception:  # a help for people, never a reason to stop
+                if is_well:
+                    logger.warning("%s could not tell of itself", self.role, exc_info=True)
+                is_well = False
+
+    def _values(self) -> dict[str, float]:
+        pids = [os.getpid(), *self._child_pids()]
+        values = {"memory/host_mib": round(sum(map(private_mib, pids)), 1)}
+        device = device_mib()
+        if device is not None:
+            values["memory/device_mib"] = round(device, 1)
+        told = {name: float(f"{value:.6g}") for name, value in self.facts().items()}
+        return values | told
+
+    def _child_pids(self) -> list[int]:
+        if self.with_children and self._tick % CHILDREN_EVERY == 0:
+            self._children = psutil.Process().children(recursive=True)
+        self._tick += 1
+        return [child.pid for child in self._children]
+
+
+def private_mib(pid: int) -> float:
+    """Memory of a process without what it shares (files, the object store); 0 once it is gone."""
+    with suppress(OSError, ValueError, IndexError):
+        _, resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[:3]
+        return (int(resident) - int(shared)) * PAGE / MIB
+    return 0.0
+
+
+def device_mib() -> float | None:
+    """What torch holds on this process's device; None without one, or where torch is not loaded."""
+    torch = sys.modules.get("torch")
+    cuda = getattr(torch, "cuda", None)
+    if cuda is None or not cuda.is_initialized():
+        return None
+    return cuda.memory_reserved() / MIB
