@@ -34,6 +34,7 @@ from cluster.events import record
 from cluster.files import replace_text
 from cluster.jobs import OfflineJob, OnlineJob
 from cluster.ledger import write_table
+from cluster.metrics.telemetry import unix_now
 from cluster.phases import set_phase
 from cluster.publisher import Publisher
 from cluster.references import (
@@ -336,7 +337,7 @@ class MetricsLog:
         record = {
             "step": step,
             "policy_version": self.learner.state.version,
-            "unix_time": round(time.time(), 3),
+            "unix_time": unix_now(),
             "time_s": round(self.previous_s + now - self.started, 3),
             **{name: float(f"{value:.7g}") for name, value in metrics.items()},
         }

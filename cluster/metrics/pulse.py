@@ -18,8 +18,8 @@ MIB = 1 << 20
 PAGE = os.sysconf("SC_PAGE_SIZE")
 EARLY = (0, 1, 2, 4, 8)
 CHILDREN_EVERY = 15
-"""Ticks at which new children are looked for: early ones, then every so many. A look reads the whole
-process table."""
+"""Ticks at which new children are looked for: early ones, then every so many. A look reads the
+whole process table."""
 
 Facts = Callable[[], Mapping[str, float]]
 
