@@ -1,0 +1,96 @@
+"""metrics.jsonl read while it is written, and written anew by a learner that goes on.
+
+A learner that starts again forgets the steps after its checkpoint: the file is replaced by one that
+ends earlier and grows again, perhaps beyond the place that a reader has reached. A reader therefore
+knows the line that it has read last, and goes back where another one stands in its place.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+MOST_MARKS = 32
+CHUNK = 2**22
+"""Bytes that are read at a time, or little more."""
+
+
+class Mark(NamedTuple):
+    """A line that was read."""
+
+    end: int
+    """Offset behind it."""
+    size: int
+    """Bytes, its line break included."""
+    crc: int
+
+    def is_in(self, file: IO[bytes]) -> bool:
+        """Whether the file still has this line in this place."""
+        file.seek(self.end - self.size)
+        line = file.read(self.size)
+        return len(line) == self.size and zlib.crc32(line) == self.crc
+
+
+class MetricsTail:
+    """Reads the rows that were appended since the last look.
+
+    A step that is not newer than the one before it says that the run went back and has taken it
+    again; some rows that are still the same may come again, too.
+
+    >>> tail = MetricsTail(run_dir)  # doctest: +SKIP
+    >>> [row["step"] for row in tail.read()]
+    [1, 2, 3, 4]
+    >>> # the learner is killed, goes on behind step 2 and takes step 3 again
+    >>> [row["step"] for row in tail.read()]
+    [3]
+    """
+
+    def __init__(self, run_dir: str | Path, marks: Sequence[Mark] = ()) -> None:
+        """`marks` are those of a tail before this one, which it goes on from."""
+        self.path = Path(run_dir) / "metrics.jsonl"
+        self.marks = list(marks)
+        """Lines that were read, the newest last: the last ones of all, and few of old ones."""
+        self.written_at = 0.0
+        """Unix time of the last write before the last look."""
+
+    def read(self) -> list[dict[str, Any]]:
+        """New whole rows, at most about `CHUNK` bytes; torn lines are left out.
+
+        A line that is being written is left for the next look.
+        """
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            return []
+        rows = []
+        with file:
+            while self.marks and not self.marks[-1].is_in(file):
+                self.marks.pop()
+            end = self.marks[-1].end if self.marks else 0
+            file.seek(end)
+            self.written_at = os.fstat(file.fileno()).st_mtime
+            for line in file.readlines(CHUNK):
+                if not line.endswith(b"\n"):
+                    break
+                end += len(line)
+                if (row := _row(line)) is not None:
+                    rows.append(row)
+                    self._remember(Mark(end, len(line), zlib.crc32(line)))
+        return rows
+
+    def _remember(self, mark: Mark) -> None:
+        """Keep every mark of late, and every second of the older half when there are too many."""
+        self.marks.append(mark)
+        if len(self.marks) > MOST_MARKS:
+            del self.marks[1 : MOST_MARKS // 2 : 2]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """None where a full disk has cut the line."""
+    try:
+        row = json.loads(line)
+        return {**row, "step": int(row["step"])}
+    except (ValueError, TypeError, KeyError):
+        return None
