@@ -321,7 +321,8 @@ def _attempt(
             _draw(config, title, sample, console)
             return None
         inputs = _inputs(config, house)
-        with RunProgress(config.algorithm.num_steps, title, console) as progress:
+        steps = config.algorithm.num_steps
+        with RunProgress(steps, title, console, run_dir=folder) as progress:
             run(config, inputs, progress, house)
     except Exception as error:  # noted; the other runs go on
         level = logging.WARNING if debug else logging.INFO  # on the console, or in driver.log alone

@@ -130,7 +130,9 @@ def _run(config: "RunConfig", *, resume: bool, debug: bool) -> None:
 
         with (
             ray_session(config),
-            RunProgress(config.algorithm.num_steps, config.algorithm.name) as progress,
+            RunProgress(
+                config.algorithm.num_steps, config.algorithm.name, run_dir=folder
+            ) as progress,
         ):
             run_to_end(config, inputs, progress)
     typer.echo(headline(folder))

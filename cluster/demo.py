@@ -80,7 +80,8 @@ def _run_stage(stage: str, config: RunConfig) -> None:
     resume = Path(config.cluster.run_dir, "config.yaml").exists()
     prepare_run_dir(config, resume=resume)
     inputs = read_inputs(config)
-    with RunProgress(config.algorithm.num_steps, STAGES[stage]) as progress:
+    steps, run_dir = config.algorithm.num_steps, config.cluster.run_dir
+    with RunProgress(steps, STAGES[stage], run_dir=run_dir) as progress:
         run(config, inputs, progress)
 
 

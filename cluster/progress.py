@@ -11,34 +11,13 @@ from typing import Self
 from rich.console import Console, Group
 from rich.live import Live
 from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from rich.spinner import Spinner
 
+from cluster.event_words import EventWatch
+from cluster.figures import BLOCKS, PLAIN_BLOCKS, History, readings
+from cluster.live_view import Head, Room, body
 from configs.redaction import RedactingFormatter
 
-FIELDS: tuple[tuple[str, str, str, str], ...] = (
-    # metric, label, format, unit; the first of several metrics with one label wins
-    ("reward/total/mean", "reward", ".3f", ""),
-    ("reward/gold/mean", "gold", ".3f", ""),
-    ("validation/accuracy", "accuracy", ".1%", ""),
-    ("accuracy", "accuracy", ".1%", ""),
-    ("kl/ref_k1", "KL", ".2f", " nats"),
-    ("length/mean", "length", ".1f", " tokens"),
-    ("loss/total", "loss", ".4g", ""),
-    ("loss/nll", "loss", ".4g", ""),
-    ("loss/bradley_terry", "loss", ".4g", ""),
-    ("loss/policy", "loss", ".4g", ""),
-    ("loss/preference", "loss", ".4g", ""),
-    ("tokens_per_s", "", ",.0f", " tokens/s"),
-)
 OUR_LOGGERS = ("actors", "attune", "cluster", "configs", "rl", "__main__")
 
 
@@ -55,8 +34,9 @@ class RunProgress:
     ...     progress.status("starting 2 engines ...")
     ...     progress.update({"step": 1, "reward/total/mean": 0.41, "kl/ref_k1": 0.02})
 
-    On a terminal a bar is redrawn in place. Elsewhere (a pipe, CI, a log) a plain line is printed
-    for the first and the last step and, between them, every `interval_s` seconds.
+    On a terminal a bar with the run's figures is redrawn in place (`cluster.live_view`). Elsewhere
+    (a pipe, CI, a log) a plain line is printed for the first and the last step and, between them,
+    every `interval_s` seconds.
     """
 
     def __init__(
@@ -65,35 +45,30 @@ class RunProgress:
         title: str,
         console: Console | None = None,
         *,
+        run_dir: str | Path | None = None,
         interval_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`run_dir`: where the run tells what was lost and replaced; it is shown on a terminal."""
         self.console = console or default_console()
         self.total_steps = total_steps
         self.title = title
         self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._interval_s = interval_s
         self._clock = clock
+        self._events = EventWatch(run_dir, clock) if run_dir is not None else None
+        self._history = History()
         self._metrics: dict[str, float] = {}
         self._status = ""
+        self._links: dict[str, str] = {}
         self._completed = 0
+        self._started = clock()
         self._first: tuple[float, int] | None = None
+        self._latest = 0.0
         self._last_print: float | None = None
         self._unprinted = False
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False, style="bold"),
-            BarColumn(bar_width=None),
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=self.console,
-            expand=True,
-        )
-        self._task = self._bar.add_task(title, total=total_steps)
-        self._live = Live(console=self.console, get_renderable=self._view, refresh_per_second=8)
+        self._spinner = Spinner("dots" if self._knows_unicode() else "line")
+        self._live = Live(console=self.console, get_renderable=self._view, refresh_per_second=4)
 
     def __enter__(self) -> Self:
         if self.is_live:
@@ -117,43 +92,70 @@ class RunProgress:
             self._print(f"{self.title}  {text}")
         self._status = text
 
+    def links(self, **named_urls: str) -> None:
+        """Print where the run can be watched, once: `links(dashboard="http://127.0.0.1:8265")`."""
+        new = {name: url for name, url in named_urls.items() if self._links.get(name) != url}
+        self._links |= new
+        if new:
+            self._print("  ".join([self.title, *(f"{name} {url}" for name, url in new.items())]))
+
     def update(self, metrics: Mapping[str, float]) -> None:
         """Take the metrics of one finished learner step; `step` counts finished steps, from 1.
 
         Metrics that come only now and then (validation) stay on view until the next ones.
         """
         self._metrics |= metrics
+        self._history.add(metrics)
         self._status = ""
-        self._completed = int(metrics.get("step", self._completed + 1))
-        self._bar.update(self._task, completed=self._completed)
-        now = self._clock()
-        if self._first is None:
-            self._first = (now, self._completed)
+        before, self._completed = self._completed, int(metrics.get("step", self._completed + 1))
+        # A run that goes on shows its old steps all at once: the time of each is in its metrics.
+        self._latest = metrics.get("time_s", self._clock())
+        if self._first is None or self._completed <= before:
+            self._first = (self._latest, self._completed)
         self._unprinted = True
+        now = self._clock()
         due = self._last_print is None or now - self._last_print >= self._interval_s
         if not self.is_live and (due or self._completed >= self.total_steps):
             self._print_line()
 
     def _view(self) -> Group:
-        line = self._status or "   ".join(_readings(self._metrics))
-        return Group(self._bar, Text(f"  {line}", style="dim", overflow="ellipsis", no_wrap=True))
+        width, height = self.console.size
+        left = 0.0 if self._completed >= self.total_steps else self._left_s()
+        head = Head(
+            self.title,
+            self._completed,
+            self.total_steps,
+            _clock_face(self._clock() - self._started),
+            _clock_face(left) if left is not None else "-:--",
+            str(self._spinner.render(time.monotonic())),
+        )
+        # One line for the bar, and one for the line above it, which a log may need.
+        room = Room(width, height - 2, BLOCKS if self._knows_unicode() else PLAIN_BLOCKS)
+        event = self._events.text() if self._events is not None else ""
+        return Group(
+            head.line(width), *body(self._history, self._metrics, self._status, event, room)
+        )
+
+    def _knows_unicode(self) -> bool:
+        return self.console.encoding.lower().startswith("utf")
 
     def _print_line(self) -> None:
         self._last_print, self._unprinted = self._clock(), False
         head = f"{self.title}  step {self._completed}/{self.total_steps}"
-        self._print("  ".join([head, *_readings(self._metrics), *self._eta()]))
+        left = self._left_s()
+        eta = [f"ETA {_clock_face(left)}"] if left is not None else []
+        self._print("  ".join([head, *readings(self._metrics), *eta]))
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _eta(self) -> list[str]:
+    def _left_s(self) -> float | None:
         """From the pace since the first step, whose start-up would spoil the estimate."""
-        assert self._first is not None
+        if self._first is None:
+            return None
         start, first_step = self._first
         done, left = self._completed - first_step, self.total_steps - self._completed
-        if done <= 0 or left <= 0:
-            return []
-        return [f"ETA {_clock_face(left * (self._clock() - start) / done)}"]
+        return left * (self._latest - start) / done if done > 0 and left > 0 else None
 
 
 def quiet_logs(log_file: Path, console: Console | None = None) -> None:
@@ -185,15 +187,6 @@ def quiet_logs(log_file: Path, console: Console | None = None) -> None:
         logger.handlers.clear()
         logger.propagate = True
     logging.captureWarnings(True)
-
-
-def _readings(metrics: Mapping[str, float]) -> list[str]:
-    """`reward 0.412`, `KL 2.10 nats`, ...: what there is, in the order of `FIELDS`."""
-    shown: dict[str, str] = {}
-    for metric, label, form, unit in FIELDS:
-        if metric in metrics and label not in shown:
-            shown[label] = f"{label} {metrics[metric]:{form}}{unit}".strip()
-    return list(shown.values())
 
 
 def _clock_face(seconds: float) -> str:
