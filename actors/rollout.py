@@ -11,6 +11,7 @@ vLLM is imported where it is used: who only creates or calls this actor does not
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,8 @@ class EngineSpec:
     device: str
     """`cpu` or `cuda`."""
     seed: int
+    with_metrics: bool = False
+    """Export vLLM's own metrics through Ray."""
 
 
 class RolloutEngine:
@@ -83,6 +86,12 @@ class RolloutEngine:
         self.spec = spec
         self.engine: AsyncLLM
         self.num_tokens = 0
+        self.say: Callable[[str], None] = lambda phase: None
+        """Is told what the engine does: `sample`, `sync`, `wait`."""
+        self.told: dict[str, float] = {}
+        """Newest figures by key of the table of metrics."""
+        self._num_replying = 0
+        """Requests in the engine, but for health checks and probes."""
         self._starting = asyncio.Lock()
         self._paused_at = 0.0
         self._updating = asyncio.Event()
@@ -128,13 +137,22 @@ class RolloutEngine:
             disable_log_stats=True,
         )
         started = time.monotonic()
-        engine = AsyncLLM.from_engine_args(arguments)
+        engine = AsyncLLM.from_engine_args(arguments, stat_loggers=self._stat_loggers())
         self.tokenizer = engine.get_tokenizer()
         self.stop_token_ids = self._eos(engine)
         self.engine = engine
         await self._warm_up()
         await self.engine.update_weight_version("0")
+        self.say("wait")
         logger.info("engine %s ready in %.1f s", spec.name, time.monotonic() - started)
+
+    def _stat_loggers(self) -> list[Any] | None:
+        """Who is told vLLM's statistics; None where nobody wants them."""
+        if not self.spec.with_metrics:
+            return None
+        from actors.engine_stats import stats_factory
+
+        return [stats_factory(self.told)]
 
     def _eos(self, engine: "AsyncLLM") -> list[int]:
         """EOS of the tokenizer, and whatever the model's generation config adds to it."""
@@ -163,6 +181,8 @@ class RolloutEngine:
         parameters.output_kind = RequestOutputKind.FINAL_ONLY
         final = None
         self._flying[request_id] = parameters.n
+        is_reply = priority != FIRST
+        self._count_replying(is_reply)
         try:
             async for output in self.engine.generate(
                 {"prompt_token_ids": tokens}, parameters, request_id, priority=priority
@@ -172,8 +192,15 @@ class RolloutEngine:
             raise EngineDied(f"the engine core of {self.spec.name} has ended") from error
         finally:
             self._flying.pop(request_id, None)
+            self._count_replying(-is_reply)
         assert final is not None, f"request {request_id} ended without a result"
         return final
+
+    def _count_replying(self, change: int) -> None:
+        """Requests for replies come and go; between them the engine waits."""
+        self._num_replying += change
+        if not self._updating.is_set():
+            self.say("sample" if self._num_replying else "wait")
 
     async def generate(self, requests: list[SampleRequest]) -> list[list[Rollout]]:
         """Sample all requests side by side; one list of rollouts per request, in order."""
@@ -364,6 +391,7 @@ class RolloutEngine:
         """Freeze requests in flight, drop all caches and prepare for new weights."""
         self._paused_at = time.monotonic()
         self._updating.set()
+        self.say("sync")
         await self.engine.pause_generation(mode="keep", clear_cache=True)
         await self.engine.start_weight_update()
 
@@ -378,6 +406,8 @@ class RolloutEngine:
         await self.engine.finish_weight_update(str(version))
         await self.engine.resume_generation()
         self._updating.clear()
+        self.told["engine/version"] = float(version)
+        self._count_replying(0)
         return time.monotonic() - self._paused_at
 
     async def version(self) -> int:
@@ -392,6 +422,10 @@ class RolloutEngine:
     def num_flying(self) -> int:
         """Sequences in the engine at this moment."""
         return sum(self._flying.values())
+
+    def live_facts(self) -> dict[str, float]:
+        """For telemetry: what is newest, by key of the table of metrics; from any thread."""
+        return {"engine/tokens": float(self.num_tokens), **self.told}
 
     def tokens_sampled(self) -> int:
         """Response tokens since the engine started."""

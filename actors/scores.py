@@ -51,7 +51,8 @@ def combined_scores(learner: "Learner", batch: PolicyBatch) -> tuple[torch.Tenso
     metrics = {f"reward/{name}/mean": mean for name, mean in zip(names, means[1:], strict=True)}
     variance = sums[0, 2] / sums[0, 0] - (sums[0, 1] / sums[0, 0]) ** 2
     metrics |= {"reward/total/mean": means[0], "reward/total/std": max(float(variance), 0) ** 0.5}
-    metrics |= _quantiles(learner, scores[is_sampled])
+    named = {"total": scores, **batch.rewards}
+    metrics |= _quantiles(learner, {name: own[is_sampled] for name, own in named.items()})
     equal = [float(scores[rows].max() == scores[rows].min()) for rows in batch.group_rows]
     flat = learner.reduce(torch.tensor([sum(equal), float(len(equal))]))
     metrics["zero_std_groups"] = float(flat[0] / flat[1])
@@ -152,10 +153,15 @@ def _multipliers(
     return learner.state.multipliers
 
 
-def _quantiles(learner: "Learner", scores: torch.Tensor) -> Metrics:
-    """p10, p50 and p90 over all ranks."""
-    gathered: list[list[float]] = [[] for _ in range(learner.world_size)]
-    dist.all_gather_object(gathered, scores.tolist())
-    everything = torch.tensor([score for part in gathered for score in part])
-    levels = torch.quantile(everything, torch.tensor([0.1, 0.5, 0.9])).tolist()
-    return {f"reward/total/p{p}": level for p, level in zip((10, 50, 90), levels, strict=True)}
+def _quantiles(learner: "Learner", scores: Mapping[str, torch.Tensor]) -> Metrics:
+    """p10, p50 and p90 of (B,) scores by name, over the replies of all ranks."""
+    gathered: list[list[list[float]]] = [[] for _ in range(learner.world_size)]
+    own = torch.stack([values.float() for values in scores.values()])
+    dist.all_gather_object(gathered, own.tolist())
+    everything = torch.cat([torch.tensor(part) for part in gathered], dim=1)  # (names, replies)
+    levels = torch.quantile(everything, torch.tensor([0.1, 0.5, 0.9]), dim=1).T.tolist()
+    return {
+        f"reward/{name}/p{p}": level
+        for name, row in zip(scores, levels, strict=True)
+        for p, level in zip((10, 50, 90), row, strict=True)
+    }

@@ -23,8 +23,8 @@ from cluster.evaluation import JudgedReply
 from cluster.fleet import Fleet
 from cluster.judges import start_judges
 from cluster.ledger import Ledger, LedgerRow
-from cluster.phases import set_phase
-from cluster.runtime import log_to_file
+from cluster.metrics.live import of_walk
+from cluster.roles import Role
 from cluster.walk import Walk
 from configs.schema import RunConfig
 from rl.data.stored import Item
@@ -60,12 +60,16 @@ class Collector:
         self.walk: Walk | None = None
         self.engines: dict[str, EngineHandle] = {}
         self._is_begun = False
+        self._role: Role | None = None
 
     # ---- the supervisor's calls ------------------------------------------------------------
 
     async def set_up(self, config: RunConfig, items: Sequence[Item]) -> None:
         """Serve this run, with those judges of the last one that would be started again."""
-        log_to_file(config.cluster.run_dir, "collector")
+        if self._role is not None:
+            self._role.leave()
+        self._role = Role(config.cluster.run_dir, "collector", self._facts)
+        self._role.enter("start")
         idle = self.walk.judges.groups() if self.walk else []
         if self.walk:
             self.walk.stop()
@@ -82,10 +86,11 @@ class Collector:
         for group in idle:
             group.end()
         reference_fleet = Fleet(config) if config.data.source == "policy+reference" else None
-        self.walk = Walk(config, items, judges, self.fleet, reference_fleet, self._say)
+        self.walk = Walk(config, items, judges, self.fleet, reference_fleet, self._role.enter)
 
-    def _say(self, phase: str) -> None:
-        set_phase(self.config.cluster.run_dir, "collector", phase)
+    def _facts(self) -> dict[str, float]:
+        """For telemetry, from another thread."""
+        return of_walk(self.walk) if self.walk is not None else {}
 
     async def ready(self) -> None:
         """Wait until every judge has loaded."""

@@ -6,7 +6,8 @@ from typing import Any
 import ray
 
 from actors.rollout import EngineSpec, RolloutEngine
-from cluster.runtime import log_to_file, namespace, role_env
+from cluster.roles import Role
+from cluster.runtime import namespace, role_env
 from configs.schema import RunConfig
 
 
@@ -14,16 +15,22 @@ class LoggedEngine(RolloutEngine):
     """A rollout engine whose log goes to the run folder."""
 
     def __init__(self, spec: EngineSpec, run_dir: str) -> None:
-        log_to_file(run_dir, spec.name)
         super().__init__(spec)
+        self._join(run_dir)
+
+    def _join(self, run_dir: str) -> None:
+        self.role = Role(run_dir, self.spec.name, self.live_facts, with_children=True)
+        self.role.enter("start")
+        self.say = self.role.enter
 
     async def take_up(self, spec: EngineSpec, run_dir: str) -> None:
         """Serve another run, which brings its weights; what it is built of stays the same."""
         await self.start()
-        log_to_file(run_dir, spec.name)
+        self.role.leave()
+        self.spec, self.attempt, self.num_tokens = spec, 0, 0
+        self._join(run_dir)
         await self.abandon()
         await self.leave_transfer()
-        self.spec, self.attempt = spec, 0
 
     def node(self) -> str:
         """Id of the Ray node it lives on; answers once it has been placed."""
@@ -75,6 +82,7 @@ def engine_spec(config: RunConfig, name: str, model_path: str) -> EngineSpec:
         transport=transport_of(config),
         device=config.cluster.device,
         seed=config.data.seed,
+        with_metrics=config.cluster.metrics.enabled and config.cluster.metrics.engine_metrics,
     )
 
 

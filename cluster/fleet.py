@@ -56,6 +56,8 @@ class Fleet:
         """Key -> why an engine is taken for lost, until somebody replaces it."""
         self.retries: dict[int, int] = {}
         """Group -> how often it was asked for again."""
+        self.num_retried = 0
+        """The sum of all those so far."""
         self.num_waiting = 0
         """Groups that are asked for and not whole."""
         self._seats: dict[str, Seat] = {}
@@ -131,6 +133,7 @@ class Fleet:
             if isinstance(answer, str):
                 tries, reason = tries + 1, answer
                 self.retries[request.group_id] = self.retries.get(request.group_id, 0) + 1
+                self.num_retried += 1
                 continue
             whole |= {part.sample: part for part in answer if isinstance(part, Rollout)}
             begun = [part for part in answer if isinstance(part, Partial)]

@@ -34,6 +34,7 @@ from cluster.events import record
 from cluster.files import replace_text
 from cluster.jobs import OfflineJob, OnlineJob
 from cluster.ledger import write_table
+from cluster.metrics.telemetry import unix_now
 from cluster.phases import set_phase
 from cluster.publisher import Publisher
 from cluster.references import (
@@ -43,7 +44,7 @@ from cluster.references import (
     reference_moves,
     sync_interval,
 )
-from cluster.runtime import log_to_file
+from cluster.roles import Role
 from cluster.session import LiveRoster, Session
 from cluster.space import room
 from configs.schema import RunConfig
@@ -57,8 +58,7 @@ def _start(config: RunConfig, pad_token_id: int) -> tuple[Learner, Checkpoints]:
     """Build this rank's learner, from the newest whole checkpoint where there is one."""
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    log_to_file(config.cluster.run_dir, f"learner-{rank}")
-    set_phase(config.cluster.run_dir, f"learner-{rank}", "start")
+    Role(config.cluster.run_dir, f"learner-{rank}").enter("start")
     # DeepSpeed would otherwise take every NUMA node of the machine for a rank.
     os.environ["LOCAL_SIZE"] = str(context.get_local_world_size())
     torch.manual_seed(config.data.seed)
@@ -240,10 +240,15 @@ def _staleness(learner: Learner, experiences: Sequence[Experience], step: int) -
         for rollout in experience.rollouts
         if rollout.source == "policy"
     ]
-    total = learner.reduce(torch.tensor([float(sum(ages)), float(len(ages))]))
+    algorithm = learner.config.algorithm
+    oldest = algorithm.max_staleness + algorithm.max_lateness
+    counts = torch.bincount(torch.tensor(ages, dtype=torch.long), minlength=oldest + 1)
+    counts = learner.reduce(counts[: oldest + 1].double())  # the bound holds for every reply
+    total = float(counts.sum())
     return {
-        "staleness/mean": float(total[0] / total[1].clamp(min=1)),
+        "staleness/mean": float(counts @ torch.arange(oldest + 1).double()) / max(total, 1.0),
         "staleness/max": float(learner.maximum(max(ages, default=0))),
+        **{f"staleness/replies/{age}": float(count) for age, count in enumerate(counts)},
     }
 
 
@@ -328,9 +333,11 @@ class MetricsLog:
             )
         elif "time/wait" in metrics:
             metrics["time/idle"] = metrics["time/wait"]
+        metrics["learner/world_size"] = float(self.learner.world_size)
         record = {
             "step": step,
             "policy_version": self.learner.state.version,
+            "unix_time": unix_now(),
             "time_s": round(self.previous_s + now - self.started, 3),
             **{name: float(f"{value:.7g}") for name, value in metrics.items()},
         }

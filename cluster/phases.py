@@ -1,11 +1,13 @@
 """Which phase each role of a run is in: one word in `phases/ROLE` of the run folder.
 
 People read it when a run hangs, failure bundles keep it, and tests kill in the phase they mean to.
+Which it was before stands in telemetry (`cluster.metrics.telemetry`).
 """
 
 from pathlib import Path
 
 from cluster.files import replace_text
+from cluster.metrics.telemetry import append
 
 FOLDER = "phases"
 
@@ -13,6 +15,7 @@ FOLDER = "phases"
 def set_phase(run_dir: str | Path, role: str, phase: str) -> None:
     """Say what `role` does now, such as `sample`, `score`, `update`, `sync`, `checkpoint`."""
     replace_text(Path(run_dir) / FOLDER / role, phase)
+    append(run_dir, role, phase=phase)
 
 
 def phase_of(run_dir: str | Path, role: str) -> str:

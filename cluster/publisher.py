@@ -266,6 +266,7 @@ class Publisher:
             **{f"sync/{phase}_s": self.client.phase_s.get(phase, 0.0) for phase in UPDATE},
             "sync/engines": float(len(self.client.engines)),
             "probe/gap": gap,
+            "probe/tolerance": self.tolerance,
         }
 
     def _try(self, version: int, joining: bool) -> str:
@@ -343,14 +344,17 @@ class Publisher:
             return 0.0
         answers = self._answers(calls)
         gaps = {engine.key: probe_gap(own, answer) for engine, answer in answers}
-        tolerance = (
-            self.settings.probe_tolerance or DEFAULT_TOLERANCE[self.learner.config.model.dtype]
-        )
         for engine, _ in answers:
             gap, place = gaps[engine.key]
-            if not gap <= tolerance:
-                raise Unrecoverable(self._accuse(engine, gap, tolerance, place))
+            if not gap <= self.tolerance:
+                raise Unrecoverable(self._accuse(engine, gap, self.tolerance, place))
         return max((gap for gap, _ in gaps.values()), default=0.0)
+
+    @property
+    def tolerance(self) -> float:
+        """Nats by which an engine's log-probs may differ from the learner's."""
+        default = DEFAULT_TOLERANCE[self.learner.config.model.dtype]
+        return self.settings.probe_tolerance or default
 
     def _answers(self, calls: list[Any]) -> list[tuple[EngineHandle, Any]]:
         """Each engine that answered the probe with its answer; the others are given up."""

@@ -24,6 +24,7 @@ from cluster.headline import (
     short,
 )
 from cluster.metrics.history import RunHistory
+from cluster.metrics.table import find
 from cluster.run_record import Reply, RunRecord, finite, read_run, sampled_replies
 
 __all__ = ["headline", "write_demo_report", "write_report"]
@@ -133,11 +134,15 @@ def _sections(record: RunRecord) -> list[tuple[str, tuple[Figure, ...]]]:
 
 
 def _rest(history: RunHistory) -> list[str]:
-    """What was measured and has no panel."""
+    """What was measured and has no panel, but for the spread of each part of a reward."""
     panels = [panel for dashboard in DASHBOARDS for panel in dashboard.panels]
     curves = [curve for panel in panels for curve in panel.curves]
     shown = {key for curve in curves for key in history.keys_of(curve)}
-    return sorted(history.step_keys - shown - NO_FIGURES)
+    return sorted(
+        key
+        for key in history.step_keys - shown - NO_FIGURES
+        if (found := find(key)) is None or not found[0].key.startswith("reward/{reward}/p")
+    )
 
 
 def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:

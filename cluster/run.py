@@ -18,6 +18,9 @@ from cluster.evaluation import JudgedReply, means, standard_errors, with_total
 from cluster.house import House
 from cluster.inputs import Inputs
 from cluster.jobs import OfflineJob, OnlineJob, offline, online
+from cluster.metrics.live_fleet import of_supervisor
+from cluster.metrics.monitor import monitored
+from cluster.metrics.pulse import Pulse
 from cluster.progress import RunProgress
 from cluster.report import write_report
 from cluster.run_record import read_run
@@ -42,7 +45,7 @@ def run(
     processes for the next run; without one they end with this run.
     """
     started = time.monotonic()
-    with _worker_logs(config):
+    with _worker_logs(config), monitored(config):
         if config.algorithm.name in OFFLINE:
             facts = _offline(config, inputs, progress, house.failure if house else never)
         elif house is not None:
@@ -101,7 +104,8 @@ def _online(
     try:
         with house.open(config, inputs.train) as supervisor:
             failure = partial(_first_failure, house, supervisor)
-            return _learned(config, inputs, progress, supervisor, failure)
+            with closing(Pulse(cluster.run_dir, "driver", partial(of_supervisor, supervisor))):
+                return _learned(config, inputs, progress, supervisor, failure)
     except BaseException:
         house.close()
         raise

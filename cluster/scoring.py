@@ -17,7 +17,8 @@ from actors.specs import FrozenSpec
 from cluster.batches import rollout_rows
 from cluster.errors import with_batch
 from cluster.events import record
-from cluster.runtime import free_port, log_to_file, role_env
+from cluster.roles import Role
+from cluster.runtime import free_port, role_env
 from configs.cluster import ScoringPlacement
 from configs.schema import MODEL_KINDS, RewardConfig, RunConfig
 from rl.types import Rollout
@@ -36,11 +37,16 @@ Check = Callable[[Any, Sequence[Rollout]], None]
 class Worker:
     """What every scoring actor offers its group beside `score`."""
 
-    role: str
+    role: Role
 
-    def log_to(self, run_dir: str) -> None:
-        """Send the log to this run's folder."""
-        log_to_file(run_dir, self.role)
+    def join(self, run_dir: str) -> None:
+        """Serve this run from now on."""
+        self.role.leave()
+        self._enter(run_dir, self.role.name)
+
+    def _enter(self, run_dir: str, name: str) -> None:
+        self.role = Role(run_dir, name, with_children=True)
+        self.role.enter("start")
 
     def address(self) -> str:
         """A host and free port of this worker's node, where the others of its group find it."""
@@ -53,17 +59,18 @@ class RewardWorker(Worker):
     def __init__(
         self, name: str, reward: RewardConfig, spec: FrozenSpec | EngineSpec | None, run_dir: str
     ) -> None:
-        self.role = f"reward-{name}-{spec.rank if isinstance(spec, FrozenSpec) else 0}"
-        self.log_to(run_dir)
+        self._enter(run_dir, f"reward-{name}-{spec.rank if isinstance(spec, FrozenSpec) else 0}")
         self.name, self.reward, self.spec = name, reward, spec
 
     def load(self, address: str) -> None:
         """Load the judge; the models of a group meet at `address`."""
         self.judge: Judge = build_judge(self.name, self.reward, self.spec, address)
+        self.role.enter("wait")
 
     def score(self, rollouts: Sequence[Rollout]) -> Scores:
         """Judge this worker's share of the replies."""
-        return self.judge.score(rollouts)
+        with self.role.during("score"):
+            return self.judge.score(rollouts)
 
     def __repr__(self) -> str:
         return f"Reward({self.name})"
@@ -73,8 +80,7 @@ class ReferenceWorker(Worker):
     """One worker of the reference policy."""
 
     def __init__(self, spec: FrozenSpec, temperature: float, run_dir: str) -> None:
-        self.role = f"reference-{spec.rank}"
-        self.log_to(run_dir)
+        self._enter(run_dir, f"reference-{spec.rank}")
         self.spec, self.temperature = spec, temperature
 
     def load(self, address: str) -> None:
@@ -82,10 +88,12 @@ class ReferenceWorker(Worker):
         from actors.reference import Reference  # loads torch, in this process alone
 
         self.reference = Reference(self.spec, self.temperature, address)
+        self.role.enter("wait")
 
     def score(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
         """Log-probs of this worker's share of the replies."""
-        return self.reference.logprobs(rollouts)
+        with self.role.during("score"):
+            return self.reference.logprobs(rollouts)
 
     def __repr__(self) -> str:
         return f"Reference(rank {self.spec.rank})"
@@ -134,7 +142,7 @@ class ScoringGroup:
                 self.workers, self._loading = other.workers, other._loading
                 idle.remove(other)
                 for worker in self.workers:
-                    worker.log_to.remote(run_dir)
+                    worker.join.remote(run_dir)
                 return
 
     def end(self) -> None:

@@ -98,6 +98,11 @@ class Supervisor:
         """What makes going on useless, if anything does."""
         return self.error
 
+    @property
+    def num_resting(self) -> int:
+        """Seats that stay empty for a while, since their engines do not start."""
+        return len(self._resting)
+
     def engines(self) -> list[EngineHandle]:
         """Who fills the seats at this moment."""
         return [seat.engine for seat in self.seats.values()]

@@ -13,10 +13,10 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -46,6 +46,9 @@ from rl.types import Experience, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+REFERENCE = "reference"
+"""Its name among the judges."""
 REFERENCE_SEED = 500_000_000
 """How far the reference's samples are from the policy's in seed."""
 
@@ -88,6 +91,13 @@ class Walk:
         self._pool: dict[int, tuple[int, asyncio.Task[Any]]] = {}
         """Group -> the step it was leased for, and its walk; in the order of leases."""
         self._loops: list[asyncio.Task[None]] = []
+        self.latency_s: dict[str, float] = {}
+        """Judge -> seconds of its last answer, with its wait for a turn."""
+
+    @property
+    def num_ready(self) -> int:
+        """Whole batches that were not taken and learned from yet; from any thread."""
+        return sum(batch.done() for batch in list(self._batches.values()))
 
     async def ready(self) -> None:
         """Wait until every judge has loaded."""
@@ -257,6 +267,7 @@ class Walk:
             *(ledger_row(step, group, UNLABELLED) for group in unlabelled),
         ]
         labels = self._labels[step] = labels_in(rows)
+        budget = self.config.feedback.label_budget
         self.say("wait")
         return StepBatch(
             refs=[ray.put(experience) for experience in experiences],
@@ -265,6 +276,8 @@ class Walk:
                 "time/sample": max(0.0, sampled - started),
                 "time/score": max(0.0, time.monotonic() - sampled),
                 "labels": float(labels),
+                "labels/used": float(sum(dict(self._labels).values())),
+                **({"labels/budget": float(budget)} if budget is not None else {}),
             },
         )
 
@@ -311,8 +324,8 @@ class Walk:
         flat = [rollout for group in groups for rollout in group]
         others = others_behind(groups) if self.config.algorithm.loss.name == "kto" else []
         *scores, logprobs = await asyncio.gather(
-            *(group.score(flat) for group in self.judges.rewards.values()),
-            self._reference_logprobs([*flat, *others]),
+            *(self._timed(name, group.score(flat)) for name, group in self.judges.rewards.items()),
+            self._timed(REFERENCE, self._reference_logprobs([*flat, *others])),
         )
         extra = [
             [float(row.sum()) for part in await group.score(flat) for row in part]
@@ -325,6 +338,13 @@ class Walk:
             pairs = zip(experiences, unscored, strict=True)
             experiences = [replace(group, mismatched=other) for group, other in pairs]
         return experiences
+
+    async def _timed(self, judge: str, answer: Awaitable[T]) -> T:
+        """The answer of a judge; how long it took is kept for telemetry."""
+        started = time.monotonic()
+        found = await answer
+        self.latency_s[judge] = time.monotonic() - started
+        return found
 
     async def _replies(self, lease: Sequence[int]) -> list[list[Rollout]]:
         """The groups of a lease: sampled from the policy or the reference, stored, or both."""

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from configs.base import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 from configs.kubernetes import KubernetesConfig
+from configs.metrics import MetricsConfig
 from configs.reward_service import RewardServiceConfig
 
 
@@ -137,6 +138,7 @@ class ClusterConfig(Section):
     reward_service: RewardServiceConfig = RewardServiceConfig()
     sync: SyncConfig = SyncConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    metrics: MetricsConfig = MetricsConfig()
     dashboard: bool = True
     """Start Ray's dashboard with a cluster of our own."""
     learner_deadline_s: PositiveFloat = 1800.0

@@ -16,8 +16,10 @@ logger = logging.getLogger(__name__)
 
 MIB = 1 << 20
 PAGE = os.sysconf("SC_PAGE_SIZE")
+EARLY = (0, 1, 2, 4, 8)
 CHILDREN_EVERY = 15
-"""Ticks between two looks for new children: each reads the whole process table."""
+"""Ticks at which new children are looked for: early ones, then every so many. A look reads the
+whole process table."""
 
 Facts = Callable[[], Mapping[str, float]]
 
@@ -30,13 +32,15 @@ def no_facts() -> dict[str, float]:
 class Pulse:
     """Tells of this process in `telemetry/ROLE.jsonl`, if the run wants that.
 
-    >>> # pulse = Pulse(run_dir, "engine-0", with_children=True); pulse.facts = engine.live; ...
+    >>> # pulse = Pulse(run_dir, "engine-0", engine.live_facts, with_children=True); pulse.close()
     """
 
-    def __init__(self, run_dir: str, role: str, *, with_children: bool = False) -> None:
+    def __init__(
+        self, run_dir: str, role: str, facts: Facts = no_facts, *, with_children: bool = False
+    ) -> None:
         """`with_children`: count the memory of child processes too, such as an engine's core."""
-        self.run_dir, self.role, self.with_children = run_dir, role, with_children
-        self.facts: Facts = no_facts
+        self.run_dir, self.role, self.facts = run_dir, role, facts
+        self.with_children = with_children
         self._stopped = threading.Event()
         self._children: list[psutil.Process] = []
         self._tick = 0
@@ -46,7 +50,7 @@ class Pulse:
                 target=self._run, args=(interval_s,), daemon=True, name="pulse"
             ).start()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Tell nothing more."""
         self._stopped.set()
 
@@ -70,7 +74,8 @@ class Pulse:
         return values | told
 
     def _child_pids(self) -> list[int]:
-        if self.with_children and self._tick % CHILDREN_EVERY == 0:
+        is_due = self._tick in EARLY or self._tick % CHILDREN_EVERY == 0
+        if self.with_children and is_due:
             self._children = psutil.Process().children(recursive=True)
         self._tick += 1
         return [child.pid for child in self._children]

@@ -32,7 +32,7 @@ class Metric:
     unit: str
     """As axes are labelled; empty where it has none."""
     help: str
-    """One sentence."""
+    """One sentence, in ASCII: Ray takes no other."""
     kind: Kind = "gauge"
     source: Source = "step"
     """`step`: a row of metrics.jsonl; `live`: telemetry; `event`: counted in events.jsonl."""
@@ -139,7 +139,7 @@ LEARNING = (
     _step("correction/weight_min", "", "Smallest importance weight."),
     _step("correction/weight_max", "", "Largest importance weight."),
     _step("correction/out_of_bounds", "share", "Weights outside the bounds of the correction."),
-    _step("correction/ess", "tokens", "Effective sample size (Σw)²/Σw²."),
+    _step("correction/ess", "tokens", "Effective sample size: (sum of w)^2 / sum of w^2."),
     _step("correction/kl_k1", "nats", "KL of engine to learner on the same tokens, k1."),
     _step("correction/kl_k3", "nats", "The same by k3."),
     _step("correction/chi2", "", "Mean squared weight less 1."),

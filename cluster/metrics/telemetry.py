@@ -40,10 +40,15 @@ def interval_of(run_dir: str | Path) -> float | None:
         return None
 
 
+def unix_now() -> float:
+    """Unix seconds to the millisecond: when something was, for people. Decides nothing."""
+    return round(time.time(), 3)
+
+
 def append(run_dir: str | Path, role: str, **facts: Any) -> None:
     """Add a line to a role's file, in one write; where telemetry is off, or a disk full, none."""
     path = Path(run_dir) / FOLDER / f"{role}.jsonl"
-    line = json.dumps({"time": round(time.time(), 3), **facts}) + "\n"
+    line = json.dumps({"time": unix_now(), **facts}) + "\n"
     try:
         if not path.parent.is_dir():
             return

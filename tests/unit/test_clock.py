@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 SHOWN = {
     "cluster/events.py",  # for people; the order of events is that of the lines
     "cluster/inspect_run.py",  # how long ago, for people
+    "cluster/metrics/telemetry.py",  # when a process told something, for people
     "cluster/k8s/drain.py",  # nodes are told by it until when to stay
     "cluster/diagnosis/nodes.py",  # compares the clocks of nodes
 }

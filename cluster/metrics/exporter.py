@@ -1,0 +1,128 @@
+"""A run's figures as Prometheus metrics through Ray, named as `cluster.metrics.table` says.
+
+Counters begin with what happens from now on: what a run folder held before was counted by another
+process, whose last value Ray and Prometheus keep.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ray.util import metrics as ray_metrics
+
+from cluster.metrics.labels import labels_of
+from cluster.metrics.table import ACTOR, BY_KEY, STALENESS_BOUNDS, Metric, find
+from cluster.metrics.telemetry import Told
+
+EVENTS = "events/{kind}"
+
+
+class Exporter:
+    """Sets Ray's metrics for one run, from one process.
+
+    >>> # exporter = Exporter("first", config); exporter.steps(rows); exporter.told(role, lines)
+    """
+
+    def __init__(self, run: str, config: Mapping[str, Any]) -> None:
+        """`run` is the label of all figures, `config` the run's configuration as plain values."""
+        self.run, self.config = run, config
+        self.is_counting = False
+        """Whether what comes is new; before, it only tells where counters stand."""
+        self._made: dict[str, Any] = {}
+        self._stood: dict[tuple[str, str], float] = {}
+        """(key, role) -> where a process's own counter stood."""
+        self._live: dict[str, list[tuple[Metric, dict[str, str]]]] = {}
+        """Role -> its gauges, to be taken back once it is silent."""
+
+    # ---- what comes in ---------------------------------------------------------------------
+
+    def steps(self, rows: Iterable[Mapping[str, Any]], *, is_anew: bool = False) -> None:
+        """Rows of metrics.jsonl; of gauges the newest counts.
+
+        `is_anew`: rows from the first on, of a file that a restarted learner cut.
+        """
+        newest: dict[str, float] = {}
+        for row in rows:
+            figures = {key: float(value) for key, value in row.items() if _is_number(value)}
+            newest |= figures
+            for key, value in figures.items() if not is_anew else ():
+                self._observe(key, value)
+        for key, value in newest.items():
+            found = find(key)
+            if found is not None and found[0].kind == "gauge" and found[0].source == "step":
+                self._gauge(found[0], labels_of(key, self.config), value)
+
+    def _observe(self, key: str, count: float) -> None:
+        """`count` replies of one age, as observations of a histogram."""
+        found = find(key)
+        if not self.is_counting or found is None or found[0].kind != "histogram":
+            return
+        metric, labels = found
+        # Ray takes no 0, and drops what is not above it: an age of 0 lies in the first bucket.
+        age = max(float(labels["age"]), STALENESS_BOUNDS[0] / 2)
+        for _ in range(int(count)):
+            self._of(metric).observe(age, tags=self._tags({}))
+
+    def told(self, role: str, lines: Iterable[Told]) -> None:
+        """Lines of one role's telemetry."""
+        values: dict[str, float] = {}
+        for line in lines:
+            values |= line.values
+        for key, value in values.items():
+            found = find(key)
+            if found is None:
+                continue
+            metric = found[0]
+            labels = found[1] | ({ACTOR: role} if metric.per_actor else {})
+            if metric.kind == "counter":
+                self._count(metric, labels, self._grown(key, role, value))
+            else:
+                self._gauge(metric, labels, value)
+                shown = self._live.setdefault(role, [])
+                if (metric, labels) not in shown:
+                    shown.append((metric, labels))
+
+    def _grown(self, key: str, role: str, value: float) -> float:
+        """By how much a process's counter grew; one that fell was started anew from 0."""
+        stood = self._stood.get((key, role), 0.0)
+        self._stood[key, role] = value
+        return value - stood if value >= stood else value
+
+    def events(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Lines of events.jsonl."""
+        for event in events:
+            self._count(BY_KEY[EVENTS], {"kind": str(event.get("kind"))}, 1.0)
+
+    def silent(self, role: str) -> None:
+        """A process tells nothing any more: its gauges show nothing."""
+        for metric, labels in self._live.pop(role, []):
+            self._gauge(metric, labels, math.nan)
+
+    # ---- what goes out ---------------------------------------------------------------------
+
+    def _gauge(self, metric: Metric, labels: Mapping[str, str], value: float) -> None:
+        self._of(metric).set(value, tags=self._tags(labels))
+
+    def _count(self, metric: Metric, labels: Mapping[str, str], grown: float) -> None:
+        if self.is_counting and grown > 0:  # Ray takes no 0
+            self._of(metric).inc(grown, tags=self._tags(labels))
+
+    def _tags(self, labels: Mapping[str, str]) -> dict[str, str]:
+        return {"run": self.run, **labels}
+
+    def _of(self, metric: Metric) -> Any:
+        if metric.name not in self._made:
+            names = () if metric.kind == "histogram" else metric.labels
+            options: dict[str, Any] = {"description": metric.help, "tag_keys": ("run", *names)}
+            kinds = {"gauge": ray_metrics.Gauge, "counter": ray_metrics.Counter}
+            if metric.kind == "histogram":
+                bounds = list(STALENESS_BOUNDS)
+                made = ray_metrics.Histogram(metric.name, boundaries=bounds, **options)
+            else:
+                made = kinds[metric.kind](metric.name, **options)
+            self._made[metric.name] = made
+        return self._made[metric.name]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,129 @@
+"""The monitor actor: reads the run folder as it grows, exports figures, feeds loggers.
+
+    metrics.jsonl, telemetry/, events.jsonl ─▶ monitor ─▶ ray.util.metrics ─▶ Prometheus
+
+One actor lives as long as the run, so that a series is not split where an engine or the learner is
+started anew. Nobody waits for it: it is killed, or hangs, and the run goes on; Ray starts it again.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.metrics.exporter import Exporter
+from cluster.metrics.telemetry import TelemetryTail, switch_on
+from cluster.roles import Role
+from cluster.runtime import namespace, role_env
+from cluster.tail import JsonlTail
+from configs.schema import RunConfig
+
+logger = logging.getLogger(__name__)
+
+NAME = "monitor"
+SILENT_TICKS = 10
+"""A process that told nothing for so many intervals is gone."""
+FINISH_S = 15.0
+"""How long its last round may take when a run ends."""
+
+
+class Monitor:
+    """One Ray actor a run.
+
+    >>> # monitor = ray.remote(Monitor).options(name="monitor").remote(config)
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        run_dir = Path(config.cluster.run_dir)
+        self.interval_s = config.cluster.metrics.interval_s
+        self.role = Role(str(run_dir), NAME)
+        self.exporter = Exporter(run_dir.name, config.model_dump(mode="json"))
+        self._steps = JsonlTail(run_dir / "metrics.jsonl")
+        self._events = JsonlTail(run_dir / "events.jsonl")
+        self._telemetry = TelemetryTail(run_dir)
+        self._heard: dict[str, float] = {}
+        self._turn = threading.Lock()
+        self._stopped = threading.Event()
+        self.look()  # what is there already was counted before
+        self.exporter.is_counting = True
+        threading.Thread(target=self._watch, daemon=True, name="monitor").start()
+
+    def _watch(self) -> None:
+        is_well = True
+        while not self._stopped.wait(self.interval_s):
+            try:
+                self.look()
+                is_well = True
+            except Exception:  # it only shows what others do
+                if is_well:
+                    logger.warning("a look at the run folder failed", exc_info=True)
+                is_well = False
+
+    def look(self) -> None:
+        """Read what is new and pass it on."""
+        with self._turn:
+            now = time.monotonic()
+            rows, is_anew = self._steps.read()
+            self.exporter.steps(rows, is_anew=is_anew)
+            self.exporter.events(self._events.read()[0])
+            for role, lines in self._telemetry.read().items():
+                self._heard[role] = now
+                self.exporter.told(role, lines)
+            late = now - SILENT_TICKS * self.interval_s
+            for role in [role for role, heard in self._heard.items() if heard < late]:
+                del self._heard[role]
+                self.exporter.silent(role)
+
+    def finish(self) -> None:
+        """A last look, and no more."""
+        self._stopped.set()
+        self.look()
+
+    def __repr__(self) -> str:
+        return f"Monitor({self.exporter.run})"
+
+
+@contextmanager
+def monitored(config: RunConfig) -> Iterator[None]:
+    """Show the run to whoever looks, for the length of the block."""
+    if not config.cluster.metrics.enabled:
+        yield
+        return
+    switch_on(config.cluster.run_dir, config.cluster.metrics.interval_s)
+    monitor = _start(config)
+    try:
+        yield
+    finally:
+        _end(monitor)
+
+
+def _start(config: RunConfig) -> Any:
+    """On the driver's node, which has the run folder."""
+    here = ray.get_runtime_context().get_node_id()
+    monitor_class: Any = ray.remote(Monitor)
+    return monitor_class.options(
+        name=NAME,
+        namespace=namespace(config),
+        num_cpus=0,
+        max_restarts=-1,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+        runtime_env=role_env(1, "cpu"),
+    ).remote(config)
+
+
+def _end(monitor: Any) -> None:
+    if not ray.is_initialized():
+        return
+    try:
+        ray.get(monitor.finish.remote(), timeout=FINISH_S)
+    except RayError:
+        logger.warning("the monitor did not end its work", exc_info=True)
+    finally:
+        ray.kill(monitor)

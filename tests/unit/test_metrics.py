@@ -1,0 +1,289 @@
+"""The table of figures, telemetry, and the history that panels draw."""
+
+import json
+import os
+import time
+
+import pytest
+
+from cluster.dashboards.definition import DASHBOARDS
+from cluster.dashboards.drawing import figure
+from cluster.dashboards.panel import Curve, panel
+from cluster.metrics.history import RunHistory, rate
+from cluster.metrics.labels import labels_of
+from cluster.metrics.pulse import Pulse, private_mib
+from cluster.metrics.table import METRICS, find
+from cluster.metrics.telemetry import RoleTail, TelemetryTail, append, interval_of, switch_on
+from cluster.phases import phase_of, set_phase
+from cluster.tail import JsonlTail
+from tests.unit.synthetic_runs import write_jsonl
+
+CONFIG = {"feedback": {"rewards": {"gold": {"kind": "gold"}, "rm": {"kind": "model"}}}}
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+
+def test_names_are_prometheus_names_and_differ():
+    names = [metric.name for metric in METRICS]
+    assert len(set(names)) == len(names)
+    for metric in METRICS:
+        assert metric.name.replace("_", "").isalnum(), metric.name
+        assert not metric.name.endswith("_total"), "Ray adds that to counters"
+        assert (metric.help + metric.unit).isascii(), f"Ray refuses {metric.help!r}"
+        assert metric.help.endswith("."), metric.help
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "labels"),
+    [
+        ("reward/total/mean", "attune_reward_total_mean", {}),
+        ("reward/rm/mean", "attune_reward_mean", {"reward": "rm", "of": "judge"}),
+        ("reward/gold/mean", "attune_reward_mean", {"reward": "gold", "of": "gold"}),
+        ("reward/gold/polite/p90", "attune_reward_p90", {"reward": "gold/polite", "of": "part"}),
+        ("judge/rm/latency_s", "attune_judge_latency_s", {"judge": "rm"}),
+        ("staleness/replies/3", "attune_staleness_replies", {"age": "3"}),
+        ("kl/ref_k1", "attune_kl_ref_k1", {}),
+    ],
+)
+def test_a_key_of_a_run_folder_is_found_with_its_labels(key, name, labels):
+    metric = find(key)[0]
+    assert metric.name == name
+    assert labels_of(key, CONFIG) == labels
+    assert set(labels) == set(metric.labels)
+
+
+def test_what_is_not_in_the_table_is_not_found():
+    assert find("odd/metric") is None
+    with pytest.raises(KeyError, match="odd/metric"):
+        labels_of("odd/metric", CONFIG)
+
+
+def test_every_panel_draws_figures_of_the_table_and_names_labels_they_have():
+    for dashboard in DASHBOARDS:
+        titles = [one.title for one in dashboard.panels]
+        assert len(set(titles)) == len(titles)
+        for one in dashboard.panels:
+            for curve in one.curves:
+                curve.label.format(**dict.fromkeys(curve.metric.labels, "x"))
+                assert {name for name, _ in curve.where} <= set(curve.metric.labels)
+                assert all(find(edge) for edge in (curve.low, curve.high) if edge)
+
+
+# ---- tails ---------------------------------------------------------------------------------------
+
+
+def test_a_tail_leaves_the_line_that_is_being_written(tmp_path):
+    path = tmp_path / "x.jsonl"
+    tail = JsonlTail(path)
+    assert tail.read() == ([], False)
+    path.write_text('{"a": 1}\n{"a": ')
+    assert tail.read() == ([{"a": 1}], False)
+    with path.open("a") as file:
+        file.write('2}\nnot json\n{"a": 3}\n')
+    assert tail.read() == ([{"a": 2}, {"a": 3}], False)
+    assert tail.num_torn == 1
+
+
+def test_a_tail_begins_again_where_a_file_was_replaced_by_one_as_long(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    tail = JsonlTail(path)
+    tail.read()
+    (tmp_path / "y").write_text('{"a": 1}\n{"a": 9}\n')
+    os.replace(tmp_path / "y", path)
+    assert tail.read() == ([{"a": 1}, {"a": 9}], True)
+
+
+# ---- telemetry -----------------------------------------------------------------------------------
+
+
+def test_nothing_is_told_where_telemetry_is_off(tmp_path):
+    append(tmp_path, "learner-0", phase="update")
+    set_phase(tmp_path, "learner-0", "update")
+    assert interval_of(tmp_path) is None
+    assert not (tmp_path / "telemetry").exists()
+    assert phase_of(tmp_path, "learner-0") == "update"
+
+
+def test_a_change_of_phase_is_told_with_its_time(tmp_path):
+    switch_on(tmp_path, 0.5)
+    assert interval_of(tmp_path) == 0.5
+    before = time.time()
+    set_phase(tmp_path, "learner-0", "update")
+    (told,) = TelemetryTail(tmp_path).read()["learner-0"]
+    assert told.phase == "update"
+    assert before - 0.001 <= told.time <= time.time() + 0.001
+
+
+def write_role(run_dir, role, lines):
+    (run_dir / "telemetry").mkdir(parents=True, exist_ok=True)
+    write_jsonl(run_dir / "telemetry" / f"{role}.jsonl", lines)
+
+
+def test_idle_share_and_seconds_by_phase_follow_from_the_changes(tmp_path):
+    write_role(tmp_path, "learner-0", [
+        {"time": 100.0, "phase": "take"},
+        {"time": 103.0, "phase": "update"},
+        {"time": 104.0, "values": {"memory/host_mib": 5.0}},  # idle 3 of 4 s
+        {"time": 106.0, "phase": "take"},
+        {"time": 108.0, "values": {}},  # since then: update 2 s, take 2 s
+    ])  # fmt: skip
+    told = [t for t in RoleTail(tmp_path / "telemetry" / "learner-0.jsonl").read() if not t.phase]
+    assert told[0].values == {
+        "memory/host_mib": 5.0,
+        "phase_seconds/take": 3.0,
+        "phase_seconds/update": 1.0,
+        "idle_share": 0.75,
+    }
+    assert told[1].values == {
+        "phase_seconds/take": 5.0,
+        "phase_seconds/update": 3.0,
+        "idle_share": 0.5,
+    }
+
+
+def test_a_pulse_tells_facts_and_memory_until_it_is_closed(tmp_path):
+    switch_on(tmp_path, 0.02)
+    pulse = Pulse(str(tmp_path), "engine-0", lambda: {"engine/tokens": 7.0})
+    tail, found, until = TelemetryTail(tmp_path), [], time.monotonic() + 10
+    while len(found) < 3 and time.monotonic() < until:
+        found += tail.read().get("engine-0", [])
+        time.sleep(0.01)
+    pulse.close()
+    assert found[0].values["engine/tokens"] == 7.0
+    assert found[0].values["memory/host_mib"] > 5
+    time.sleep(0.1)
+    tail.read()
+    time.sleep(0.1)
+    assert tail.read() == {}
+
+
+def test_a_pulse_goes_on_where_a_figure_cannot_be_had(tmp_path):
+    switch_on(tmp_path, 0.02)
+    calls = []
+
+    def facts():
+        calls.append(1)
+        if len(calls) < 3:
+            raise RuntimeError("not yet")
+        return {"engine/tokens": 1.0}
+
+    pulse = Pulse(str(tmp_path), "engine-0", facts)
+    tail, found, until = TelemetryTail(tmp_path), {}, time.monotonic() + 10
+    while not found and time.monotonic() < until:
+        found = tail.read()
+        time.sleep(0.01)
+    pulse.close()
+    assert found["engine-0"][0].values["engine/tokens"] == 1.0
+
+
+def test_memory_is_private_and_that_of_a_gone_process_is_0():
+    before = private_mib(os.getpid())
+    block = bytearray(64 << 20)
+    block[::4096] = b"x" * len(block[::4096])
+    assert 56 < private_mib(os.getpid()) - before < 80
+    assert private_mib(2**22 + 1) == 0.0
+
+
+# ---- history -------------------------------------------------------------------------------------
+
+
+def history_of(run_dir):
+    history = RunHistory(run_dir, CONFIG)
+    history.refresh()
+    return history
+
+
+def test_curves_of_steps_come_by_label_and_with_their_range(tmp_path):
+    rows = [
+        {"step": s, "reward/rm/mean": s / 10, "reward/gold/mean": 1.0, "reward/total/mean": 2.0,
+         "reward/total/p10": 1.0, "reward/total/p90": 3.0}
+        for s in (1, 2, 3)
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "metrics.jsonl", rows)
+    history = history_of(tmp_path)
+    judged = Curve(key="reward/{reward}/mean", label="{reward}", where=(("of", "judge"),))
+    (line,) = history.lines(judged)
+    assert (line.name, line.x, line.y) == ("rm", [1, 2, 3], [0.1, 0.2, 0.3])
+    whole = Curve(key="reward/total/mean", label="all", low="reward/total/p10",
+                  high="reward/total/p90")  # fmt: skip
+    (line,) = history.lines(whole)
+    assert (line.low, line.high) == ([1.0] * 3, [3.0] * 3)
+
+
+def test_a_step_that_was_taken_again_counts_once(tmp_path):
+    write_jsonl(tmp_path / "metrics.jsonl", [{"step": s, "entropy": 1.0} for s in (1, 2, 3)])
+    history = history_of(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 2, "entropy": 5.0}) + "\n")
+    history.refresh()
+    (line,) = history.lines(Curve(key="entropy", label="entropy"))
+    assert (line.x, line.y) == ([1, 2], [1.0, 5.0])
+
+
+def test_a_counter_is_drawn_as_its_growth_also_over_a_restart():
+    x = [0.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0]
+    y = [0.0, 40.0, 80.0, 120.0, 10.0, 50.0, 90.0]  # started anew between 12 and 16 s
+    assert rate(x, y) == ([12.0, 24.0], [10.0, 90 / 12])
+
+
+def test_live_figures_are_drawn_by_actor(tmp_path):
+    for role, mib in (("engine-0", 10.0), ("engine-10", 30.0), ("engine-2", 20.0)):
+        write_role(tmp_path, role, [
+            {"time": 50.0 + i, "values": {"memory/host_mib": mib + i}} for i in range(4)
+        ])  # fmt: skip
+    history = history_of(tmp_path)
+    lines = history.lines(Curve(key="memory/host_mib", label="{actor}"))
+    assert [line.name for line in lines] == ["engine-0", "engine-2", "engine-10"]
+    assert lines[0].y == [10.0, 11.0, 12.0, 13.0]
+    drawn = figure(history, panel("Host memory", "MiB", ("memory/host_mib", "{actor}")))
+    assert [name for _, name, _ in drawn.legend] == ["engine-0", "engine-2", "engine-10"]
+    assert "seconds" in drawn.svg
+
+
+def test_events_are_counted_by_kind(tmp_path):
+    kinds = ("engine_lost", "engine_replaced", "engine_lost")
+    write_jsonl(
+        tmp_path / "events.jsonl", [{"time": 10.0 + i, "kind": k} for i, k in enumerate(kinds)]
+    )
+    lines = history_of(tmp_path).lines(Curve(key="events/{kind}", label="{kind}", is_total=True))
+    assert [(line.name, line.x, line.y) for line in lines] == [
+        ("engine_lost", [10.0, 12.0], [1.0, 2.0]),
+        ("engine_replaced", [11.0], [1.0]),
+    ]
+
+
+def test_spans_tell_who_did_what_since_a_moment(tmp_path):
+    write_role(tmp_path, "learner-0", [
+        {"time": 10.0, "phase": "take"},
+        {"time": 14.0, "phase": "update"},
+        {"time": 20.0, "values": {}},
+    ])  # fmt: skip
+    spans = history_of(tmp_path).spans(since=12.0)
+    assert [(s.phase, s.start, s.end) for s in spans] == [
+        ("take", 12.0, 14.0),
+        ("update", 14.0, 20.0),
+    ]
+
+
+def test_a_panel_without_any_of_its_figures_is_left_out(tmp_path):
+    assert figure(history_of(tmp_path), panel("Entropy", "", ("entropy", "x"))) is None
+
+
+def test_figures_of_steps_are_drawn_over_time_beside_live_ones(tmp_path):
+    write_jsonl(
+        tmp_path / "metrics.jsonl",
+        [{"step": s, "policy_version": s, "unix_time": 100.0 + 4 * s} for s in (1, 2, 3)],
+    )
+    write_role(tmp_path, "engine-0", [
+        {"time": 100.0 + i, "values": {"engine/version": i // 4}} for i in range(14)
+    ])  # fmt: skip
+    drawn = figure(
+        history_of(tmp_path),
+        panel("Weights", "", ("engine/version", "{actor}"), ("policy_version", "learner")),
+    )
+    assert [(name, value) for _, name, value in drawn.legend] == [
+        ("engine-0", "3"),
+        ("learner", "3"),
+    ]
