@@ -1,6 +1,6 @@
 """The four dashboards as Grafana's JSON, of the classic layout that Grafana 12 and 13 read.
 
-    Dashboard ─▶ rows and panels on a grid of 24 columns ─▶ one query a curve (cluster.dashboards.promql)
+    Dashboard ─▶ rows and panels on a grid of 24 columns ─▶ queries (cluster.dashboards.promql)
 
 Which fields are used, and what they may hold, is in `grafana.schema.yaml`.
 """

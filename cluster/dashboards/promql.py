@@ -23,8 +23,8 @@ STANDS_AT_0 = {
     "fleet/retried_groups": "queue/waiting_groups",
     "judge/{judge}/retries": "judge/{judge}/latency_s",
 }
-"""Counter -> gauge of the same labels that the same process tells. Ray exports no counter that never
-counted: it stands at 0 wherever the gauge is."""
+"""Counter -> gauge of the same labels that the same process tells. Ray exports no counter that
+never counted: it stands at 0 wherever the gauge is."""
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -40,9 +40,7 @@ class Scope:
 
 PLAIN = Scope()
 """Everything that a Prometheus holds; for alerts, and to try queries out."""
-GRAFANA = Scope(
-    matchers=('SessionName=~"$SessionName"', 'run=~"$run"'), window="$__rate_interval"
-)
+GRAFANA = Scope(matchers=('SessionName=~"$SessionName"', 'run=~"$run"'), window="$__rate_interval")
 """What is chosen at the top of a dashboard."""
 RAY = Scope(matchers=('SessionName=~"$SessionName"',), window="$__rate_interval")
 """On a dashboard of Ray's own, which knows no runs."""
@@ -97,16 +95,19 @@ def over_time(function: str, key: str, window: str) -> str:
 
 
 def grown(key: str, ago: str, scope: Scope = PLAIN, where: Labels = (), zero: str = "") -> str:
-    """By how much a counter grew since `ago`, to the count, where it has grown at all.
+    """By how much a counter grew since `ago`, to the count.
 
-    `zero`: a gauge of the same labels, by which it is 0 where the counter has not counted yet.
-    `increase` would miss what a series begins with, which of rare events is most.
+    Where it has not counted yet it grew by 0, if a gauge of the same labels says that there is
+    somebody: `zero`, or that of `STANDS_AT_0`. `increase` would miss the count with which a series
+    begins, and of rare events there may be no other.
     """
-    metric = BY_KEY[key]
+    metric, zero = BY_KEY[key], zero or STANDS_AT_0.get(key, "")
     series, by = selector(metric, scope, where), _by(metric, where)
     now, before = f"sum by ({by}) ({series})", f"sum by ({by}) ({series} offset {ago})"
-    nothing = f"0 * {value(zero, scope) if zero else now}"
-    return f"{f'({now} or {nothing})' if zero else now} - ({before} or {nothing})"
+    if not zero:
+        return f"{now} - ({before} or 0 * {now})"
+    nothing = f"0 * {value(zero, scope)}"
+    return f"({now} or {nothing}) - ({before} or {nothing})"
 
 
 def _by(metric: Metric, where: Labels = ()) -> str:

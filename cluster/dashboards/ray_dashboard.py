@@ -1,6 +1,7 @@
-"""A row of a run's panels on top of Ray's own default dashboard, which Ray shows on its Metrics page.
+"""A row of a run's panels on top of Ray's default dashboard, which its Metrics page shows.
 
-Ray writes that file anew whenever a head starts; it is patched after each start, any number of times.
+Ray writes that file anew whenever a head starts; it is patched after each start, any number of
+times.
 """
 
 import json
