@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cluster.exits import failing_with_1, guarded
+from cluster.loggers.checks import check_loggers
 from cluster.run_folder import (
     check_begun,
     check_is_run,
@@ -98,6 +99,12 @@ def _look_for_files(config: "RunConfig", *, resume: bool) -> None:
         if is_here:
             raise ConfigError(f"{name}: {path} does not exist; give a file or folder that does")
         typer.echo(f"warning: {name}: {path} is not on this machine", err=True)
+    try:
+        check_loggers(config)
+    except ConfigError as error:
+        if is_here:
+            raise
+        typer.echo(f"warning: on this machine, {error}", err=True)
     check_run_folder(config)
     check_begun(absolute_paths(config), resume=resume)
 

@@ -10,6 +10,7 @@ import typer
 from cluster.exits import failing_with_1
 from cluster.headline import headline
 from cluster.inputs import prepare_run_dir, read_inputs
+from cluster.loggers.checks import check_loggers
 from cluster.progress import RunProgress
 from cluster.report import write_demo_report
 from configs.errors import ConfigError
@@ -43,6 +44,8 @@ def run_demo(
         if (folder / BEGUN).exists():
             raise ConfigError(f"--out: {folder} already holds a demo; give --resume or another one")
     configs = {stage: stage_config(stage, overrides, folder, seed) for stage in STAGES}
+    for config in configs.values():
+        check_loggers(config)
     if not resume:
         write_world_and_model(folder / "world", seed)
         (folder / BEGUN).write_text(json.dumps({"overrides": list(overrides), "seed": seed}))

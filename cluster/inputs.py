@@ -13,6 +13,7 @@ from actors.judges.inputs import check_labels, check_one_logit, num_labels, read
 from actors.reward import load_function
 from cluster.checkpoints.store import check_storage
 from cluster.files import replace_text
+from cluster.loggers.checks import check_loggers
 from cluster.run_folder import check_begun, stored_text
 from configs.errors import ConfigError, naming
 from configs.machine import (
@@ -53,6 +54,7 @@ def read_inputs(config: RunConfig) -> Inputs:
     """Check and read all inputs; raises `ValueError` with one line."""
     check_models(config)
     check_storage(config.cluster.checkpoint)
+    check_loggers(config)
     tokenizer = load_tokenizer(config.model.path)
     with naming("data.train"):
         train = read_rows(config, config.data.train, tokenizer)

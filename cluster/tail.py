@@ -1,54 +1,127 @@
-"""Files of JSON lines that others append to, read as they grow."""
+"""Files of JSON lines that others append to, read as they grow.
+
+Most of them only grow. metrics.jsonl is written anew by a learner that goes on: it forgets the
+steps after its checkpoint, so that the file ends earlier and grows again, perhaps beyond the place
+that a reader has reached. A reader of it therefore knows the line that it has read last, and goes
+back where another one stands in its place.
+"""
 
 import json
 import os
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
+
+MOST_MARKS = 32
+CHUNK = 2**22
+"""Bytes that are read at a time, or little more."""
 
 
 class JsonlTail:
-    """What was appended to a file since the last look.
+    """What was appended to a file that only grows, since the last look.
 
-    >>> # tail = JsonlTail(path); rows, is_anew = tail.read()
+    >>> # tail = JsonlTail(run_dir / "events.jsonl"); rows = tail.read()
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.position = 0
-        self._inode = 0
-        self.num_torn = 0
-        """Lines so far that are no JSON object."""
 
-    def read(self) -> tuple[list[dict[str, Any]], bool]:
-        """New whole rows; and whether they are all there is, as the file was written anew.
+    def read(self) -> list[dict[str, Any]]:
+        """New whole rows; torn lines are left out, and one that is being written is left for the
+        next look."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.position)
+                whole, newline, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return []
+        self.position += len(whole) + len(newline)
+        return [row for line in whole.splitlines() if (row := _object(line)) is not None]
+
+
+class Mark(NamedTuple):
+    """A line that was read."""
+
+    end: int
+    """Offset behind it."""
+    size: int
+    """Bytes, its line break included."""
+    crc: int
+
+    def is_in(self, file: IO[bytes]) -> bool:
+        """Whether the file still has this line in this place."""
+        file.seek(self.end - self.size)
+        line = file.read(self.size)
+        return len(line) == self.size and zlib.crc32(line) == self.crc
+
+
+class MetricsTail:
+    """Reads the rows that were appended since the last look.
+
+    A step that is not newer than the one before it says that the run went back and has taken it
+    again; some rows that are still the same may come again, too.
+
+    >>> tail = MetricsTail(run_dir)  # doctest: +SKIP
+    >>> [row["step"] for row in tail.read()]
+    [1, 2, 3, 4]
+    >>> # the learner is killed, goes on behind step 2 and takes step 3 again
+    >>> [row["step"] for row in tail.read()]
+    [3]
+    """
+
+    def __init__(self, run_dir: str | Path, marks: Sequence[Mark] = ()) -> None:
+        """`marks` are those of a tail before this one, which it goes on from."""
+        self.path = Path(run_dir) / "metrics.jsonl"
+        self.marks = list(marks)
+        """Lines that were read, the newest last: the last ones of all, and few of old ones."""
+        self.written_at = 0.0
+        """Unix time of the last write before the last look."""
+
+    def read(self) -> list[dict[str, Any]]:
+        """New whole rows, at most about `CHUNK` bytes; torn lines are left out.
 
         A line that is being written is left for the next look.
         """
         try:
-            with self.path.open("rb") as file:
-                is_anew = self._is_anew(file.fileno())
-                file.seek(self.position)
-                whole, newline, _ = file.read().rpartition(b"\n")
+            file = self.path.open("rb")
         except FileNotFoundError:
-            is_anew, self.position, self._inode = self.position > 0, 0, 0
-            return [], is_anew
-        self.position += len(whole) + len(newline)
-        return [row for line in whole.splitlines() if (row := self._row(line))], is_anew
+            return []
+        rows = []
+        with file:
+            while self.marks and not self.marks[-1].is_in(file):
+                self.marks.pop()
+            end = self.marks[-1].end if self.marks else 0
+            file.seek(end)
+            self.written_at = os.fstat(file.fileno()).st_mtime
+            for line in file.readlines(CHUNK):
+                if not line.endswith(b"\n"):
+                    break
+                end += len(line)
+                if (row := _row(line)) is not None:
+                    rows.append(row)
+                    self._remember(Mark(end, len(line), zlib.crc32(line)))
+        return rows
 
-    def _is_anew(self, descriptor: int) -> bool:
-        """Whether the file was replaced, or cut, since it was read; begin again then."""
-        found = os.fstat(descriptor)
-        is_anew = self.position > 0 and (
-            found.st_ino != self._inode or found.st_size < self.position
-        )
-        self._inode = found.st_ino
-        if is_anew:
-            self.position = self.num_torn = 0
-        return is_anew
+    def _remember(self, mark: Mark) -> None:
+        """Keep every mark of late, and every second of the older half when there are too many."""
+        self.marks.append(mark)
+        if len(self.marks) > MOST_MARKS:
+            del self.marks[1 : MOST_MARKS // 2 : 2]
 
-    def _row(self, line: bytes) -> dict[str, Any] | None:
-        try:
-            return dict(json.loads(line)) if line.strip() else None
-        except (ValueError, TypeError):
-            self.num_torn += 1
-            return None
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """None where a full disk has cut the line."""
+    row = _object(line)
+    try:
+        return None if row is None else {**row, "step": int(row["step"])}
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(line)) if line.strip() else None
+    except (ValueError, TypeError):
+        return None

@@ -1,6 +1,5 @@
 """Driving Ray Train: fit in a thread, watch metrics.jsonl, stop on silence, failure or Ctrl-C."""
 
-import json
 import logging
 import math
 import os
@@ -18,8 +17,8 @@ from cluster.elastic import Trainer, final_cause
 from cluster.learner_group import BoundStoreConfig
 from cluster.progress import RunProgress
 from cluster.runtime import role_env
+from cluster.tail import MetricsTail
 from configs.schema import RunConfig as Config
-from rl.types import Metrics
 
 NEVER_STARTED = (
     "no rank of it has started: is there room for cluster.learner.num_workers ranks on nodes with "
@@ -89,26 +88,6 @@ def _learner_env(cpus: float, device: str) -> dict[str, Any]:
     environment = role_env(cpus, device)
     environment["env_vars"]["MALLOC_ARENA_MAX"] = str(HEAPS)
     return environment
-
-
-class MetricsTail:
-    """Reads what was appended to metrics.jsonl since the last look."""
-
-    def __init__(self, run_dir: str) -> None:
-        self.path = Path(run_dir) / "metrics.jsonl"
-        self.position = 0
-
-    def read(self) -> list[Metrics]:
-        """New whole lines; a line being written is left for the next look."""
-        if not self.path.exists():
-            return []
-        if self.path.stat().st_size < self.position:  # rewound by a restarted learner
-            self.position = 0
-        with self.path.open("rb") as file:
-            file.seek(self.position)
-            whole, newline, _ = file.read().rpartition(b"\n")
-        self.position += len(whole) + len(newline)
-        return [json.loads(line) for line in whole.splitlines()]
 
 
 def fit(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from configs import feedback_checks as feedback
 from configs import fleet_checks as fleet
+from configs import observation_checks as observation
 from configs.preference_checks import PREFERENCE, is_preference
 from configs.schema import GROUPED, OFFLINE, RunConfig
 
@@ -381,6 +382,7 @@ _ALWAYS: tuple[Rule, ...] = (
     _warmup,
     _device_has_gpus,
     _offload,
+    observation.loggers_are_fed,
 )
 _OFFLINE: tuple[Rule, ...] = (_offline_is_plain, _prompt_fits)
 _SAMPLED: tuple[Rule, ...] = (

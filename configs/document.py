@@ -66,6 +66,8 @@ def _inner(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
 
 
 def _table(section: type[BaseModel]) -> str:
+    if not section.model_fields:
+        return "It has no settings of its own: `{}`."
     lines = ["| setting | value | default | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
         inner, is_named = _inner(field.annotation)

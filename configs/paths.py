@@ -4,10 +4,13 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from configs.metrics import MetricsConfig
 from configs.schema import RunConfig
 
 REWARD_PATHS = ("path", "reference", "prompt_file")
 """Settings of a reward that name one file or folder."""
+SQLITE = "sqlite:///"
+"""A path follows, absolute or not."""
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
@@ -36,7 +39,7 @@ def absolute_paths(config: RunConfig) -> RunConfig:
             "cluster": config.cluster.model_copy(
                 update=_absolute(config.cluster, "run_dir")
                 | {"checkpoint": config.cluster.checkpoint.model_copy(update=_checkpoint(config))}
-                | {"reward_service": service}
+                | {"reward_service": service, "metrics": _metrics(config)}
             ),
         }
     )
@@ -55,6 +58,8 @@ def path_settings(config: RunConfig) -> Iterator[tuple[str, str]]:
         "cluster.checkpoint.storage": config.cluster.checkpoint.storage,
         "cluster.reward_service.token_file": config.cluster.reward_service.token_file,
     }
+    if (copy := config.cluster.metrics.loggers.jsonl) is not None:
+        single["cluster.metrics.loggers.jsonl.path"] = copy.path
     several = {"model.extra_references": model.extra_references}
     for name, reward in config.feedback.rewards.items():
         at = f"feedback.rewards.{name}"
@@ -79,6 +84,18 @@ def _checkpoint(config: RunConfig) -> dict[str, Any]:
     settings = config.cluster.checkpoint
     is_url = "://" in (settings.storage or "")
     return _absolute(settings, "scratch", *() if is_url else ("storage",))
+
+
+def _metrics(config: RunConfig) -> MetricsConfig:
+    """With the file of one logger, and the database of another, absolute."""
+    metrics, loggers = config.cluster.metrics, config.cluster.metrics.loggers
+    found = {}
+    if loggers.jsonl is not None:
+        found["jsonl"] = loggers.jsonl.model_copy(update=_absolute(loggers.jsonl, "path"))
+    if loggers.mlflow is not None and (loggers.mlflow.uri or "").startswith(SQLITE):
+        uri = SQLITE + os.path.abspath(str(loggers.mlflow.uri).removeprefix(SQLITE))
+        found["mlflow"] = loggers.mlflow.model_copy(update={"uri": uri})
+    return metrics.model_copy(update={"loggers": loggers.model_copy(update=found)})
 
 
 def _absolute(section: Any, *names: str) -> dict[str, Any]:

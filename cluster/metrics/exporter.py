@@ -28,6 +28,7 @@ class Exporter:
         self.run, self.config = run, config
         self.is_counting = False
         """Whether what comes is new; before, it only tells where counters stand."""
+        self._last_step = 0.0
         self._made: dict[str, Any] = {}
         self._stood: dict[tuple[str, str], float] = {}
         """(key, role) -> where a process's own counter stood."""
@@ -36,17 +37,16 @@ class Exporter:
 
     # ---- what comes in ---------------------------------------------------------------------
 
-    def steps(self, rows: Iterable[Mapping[str, Any]], *, is_anew: bool = False) -> None:
-        """Rows of metrics.jsonl; of gauges the newest counts.
-
-        `is_anew`: rows from the first on, of a file that a restarted learner cut.
-        """
+    def steps(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Rows of metrics.jsonl; of gauges the newest counts, in histograms each step once."""
         newest: dict[str, float] = {}
         for row in rows:
             figures = {key: float(value) for key, value in row.items() if _is_number(value)}
             newest |= figures
-            for key, value in figures.items() if not is_anew else ():
-                self._observe(key, value)
+            if figures["step"] > self._last_step:
+                self._last_step = figures["step"]
+                for key, value in figures.items():
+                    self._observe(key, value)
         for key, value in newest.items():
             found = find(key)
             if found is not None and found[0].kind == "gauge" and found[0].source == "step":

@@ -14,7 +14,7 @@ from cluster.dashboards.panel import Curve
 from cluster.metrics.labels import labels_of
 from cluster.metrics.table import ACTOR, find
 from cluster.metrics.telemetry import TelemetryTail
-from cluster.tail import JsonlTail
+from cluster.tail import JsonlTail, MetricsTail
 
 RATE_S = 10.0
 """A counter's rate is taken over at least so long."""
@@ -63,7 +63,7 @@ class RunHistory:
         """Role -> (unix second, phase from then on)."""
         self.last_told: dict[str, float] = {}
         """Role -> unix second of its last line."""
-        self._metrics = JsonlTail(run_dir / "metrics.jsonl")
+        self._metrics = MetricsTail(run_dir)
         self._events = JsonlTail(run_dir / "events.jsonl")
         self._telemetry = TelemetryTail(run_dir)
         self._live: dict[tuple[str, str], Points] = defaultdict(lambda: ([], []))
@@ -74,13 +74,10 @@ class RunHistory:
 
     def refresh(self) -> None:
         """Read what was appended since the last time."""
-        rows, is_anew = self._metrics.read()
-        if is_anew:
-            self.rows, self._keys = [], set()
-        for row in rows:
-            self._add_row(row)
-        events, is_anew = self._events.read()
-        self.events = events if is_anew else self.events + events
+        while rows := self._metrics.read():
+            for row in rows:
+                self._add_row(row)
+        self.events += self._events.read()
         for role, lines in self._telemetry.read().items():
             for told in lines:
                 self.last_told[role] = told.time
@@ -93,9 +90,7 @@ class RunHistory:
 
     def _add_row(self, row: dict[str, Any]) -> None:
         """A run that was resumed repeats steps: the last row of a step counts."""
-        step = row.get("step")
-        if not isinstance(step, int):
-            return
+        step = row["step"]
         if self.rows and self.rows[-1]["step"] >= step:
             at = bisect_right([other["step"] for other in self.rows], step - 1)
             del self.rows[at:]

@@ -1,6 +1,7 @@
 """The monitor actor: reads the run folder as it grows, exports figures, feeds loggers.
 
     metrics.jsonl, telemetry/, events.jsonl ─▶ monitor ─▶ ray.util.metrics ─▶ Prometheus
+    metrics.jsonl ───────────────────────────▶        ─▶ TensorBoard, W&B, MLflow
 
 One actor lives as long as the run, so that a series is not split where an engine or the learner is
 started anew. Nobody waits for it: it is killed, or hangs, and the run goes on; Ray starts it again.
@@ -18,11 +19,12 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.loggers.feed import END_S, LoggerFeed
 from cluster.metrics.exporter import Exporter
 from cluster.metrics.telemetry import TelemetryTail, switch_on
 from cluster.roles import Role
 from cluster.runtime import namespace, role_env
-from cluster.tail import JsonlTail
+from cluster.tail import JsonlTail, MetricsTail
 from configs.schema import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -30,8 +32,8 @@ logger = logging.getLogger(__name__)
 NAME = "monitor"
 SILENT_TICKS = 10
 """A process that told nothing for so many intervals is gone."""
-FINISH_S = 15.0
-"""How long its last round may take when a run ends."""
+FINISH_S = END_S + 10.0
+"""How long its last round may take when a run ends, with loggers that do not answer."""
 
 
 class Monitor:
@@ -45,12 +47,13 @@ class Monitor:
         self.interval_s = config.cluster.metrics.interval_s
         self.role = Role(str(run_dir), NAME)
         self.exporter = Exporter(run_dir.name, config.model_dump(mode="json"))
-        self._steps = JsonlTail(run_dir / "metrics.jsonl")
+        self._steps = MetricsTail(run_dir)
         self._events = JsonlTail(run_dir / "events.jsonl")
         self._telemetry = TelemetryTail(run_dir)
         self._heard: dict[str, float] = {}
         self._turn = threading.Lock()
         self._stopped = threading.Event()
+        self.feed = LoggerFeed(config)
         self.look()  # what is there already was counted before
         self.exporter.is_counting = True
         threading.Thread(target=self._watch, daemon=True, name="monitor").start()
@@ -58,6 +61,7 @@ class Monitor:
     def _watch(self) -> None:
         is_well = True
         while not self._stopped.wait(self.interval_s):
+            self.feed.step()
             try:
                 self.look()
                 is_well = True
@@ -70,9 +74,9 @@ class Monitor:
         """Read what is new and pass it on."""
         with self._turn:
             now = time.monotonic()
-            rows, is_anew = self._steps.read()
-            self.exporter.steps(rows, is_anew=is_anew)
-            self.exporter.events(self._events.read()[0])
+            while rows := self._steps.read():
+                self.exporter.steps(rows)
+            self.exporter.events(self._events.read())
             for role, lines in self._telemetry.read().items():
                 self._heard[role] = now
                 self.exporter.told(role, lines)
@@ -81,10 +85,11 @@ class Monitor:
                 del self._heard[role]
                 self.exporter.silent(role)
 
-    def finish(self) -> None:
-        """A last look, and no more."""
+    def finish(self, *, finished: bool) -> None:
+        """A last look, and no more; `finished`: the run is at its end, not only interrupted."""
         self._stopped.set()
         self.look()
+        self.feed.close(finished=finished)
 
     def __repr__(self) -> str:
         return f"Monitor({self.exporter.run})"
@@ -98,10 +103,12 @@ def monitored(config: RunConfig) -> Iterator[None]:
         return
     switch_on(config.cluster.run_dir, config.cluster.metrics.interval_s)
     monitor = _start(config)
+    finished = False
     try:
         yield
+        finished = True
     finally:
-        _end(monitor)
+        _end(monitor, finished=finished)
 
 
 def _start(config: RunConfig) -> Any:
@@ -118,11 +125,11 @@ def _start(config: RunConfig) -> Any:
     ).remote(config)
 
 
-def _end(monitor: Any) -> None:
+def _end(monitor: Any, *, finished: bool) -> None:
     if not ray.is_initialized():
         return
     try:
-        ray.get(monitor.finish.remote(), timeout=FINISH_S)
+        ray.get(monitor.finish.remote(finished=finished), timeout=FINISH_S)
     except RayError:
         logger.warning("the monitor did not end its work", exc_info=True)
     finally:

@@ -117,7 +117,7 @@ class RoleTail:
     def read(self) -> list[Told]:
         """New lines; those of values also hold `phase_seconds/...` and `idle_share`."""
         told = []
-        for row in self.tail.read()[0]:
+        for row in self.tail.read():
             now, phase, values = row.get("time"), row.get("phase"), row.get("values")
             if not isinstance(now, int | float):
                 continue

@@ -24,6 +24,7 @@ from tests.bench.memory import memory
 from tests.bench.overhead import overhead
 from tests.bench.rollout import rollout
 from tests.bench.sync import sync
+from tests.bench.watching import watching
 
 BENCHMARKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "rollout": rollout,
@@ -32,10 +33,11 @@ BENCHMARKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "overhead": overhead,
     "learning": learning,
     "memory": memory,
+    "watching": watching,
 }
 """All but the long ones run where none is named."""
-LONG = ("learning", "memory")
-"""Half an hour of training; ten minutes of runs that want the machine for themselves."""
+LONG = ("learning", "memory", "watching")
+"""Half an hour of training; ten minutes of runs that want the machine for themselves, twice."""
 
 
 def machine() -> dict[str, Any]:

@@ -1,9 +1,13 @@
-"""Rollout tokens/s through our actor, over bare vLLM with the same engine and sampling settings."""
+"""Rollout tokens/s through our actor, over bare vLLM with the same engine and sampling settings.
+
+A third engine exports vLLM's own metrics and tells of itself; its speed over that of the first.
+"""
 
 import asyncio
 import random
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import ray
 
 from actors.rollout import EngineSpec, SampleRequest
 from cluster.engines import LoggedEngine
+from cluster.metrics.telemetry import switch_on
 from cluster.runtime import role_env
 from configs.cluster import RolloutPlacement
 from configs.schema import SamplingConfig
@@ -18,7 +23,7 @@ from rl.types import Prompt
 from rl.world.model import build_tokenizer, write_model
 from rl.world.replies import draw_request, write_prompt
 
-ROUNDS = 7
+ROUNDS = 15
 NUM_PROMPTS, NUM_SAMPLES, NUM_TOKENS = 32, 4, 48
 
 
@@ -90,14 +95,24 @@ def rollout(folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     options = {"num_cpus": 2, "runtime_env": role_env(2, "cpu")}
     ours: Any = ray.remote(LoggedEngine).options(**options).remote(spec, str(folder))
+    watched_dir = folder / "watched"
+    switch_on(watched_dir, 2.0)
+    watched: Any = (
+        ray.remote(LoggedEngine)
+        .options(**options)
+        .remote(replace(spec, with_metrics=True), str(watched_dir))
+    )
     bare: Any = ray.remote(BareEngine).options(**options).remote()
-    ray.get([ours.start.remote(), bare.start.remote(spec)], timeout=300)
-    ratios, ours_speed, bare_speed = [], [], []
+    ray.get([ours.start.remote(), watched.start.remote(), bare.start.remote(spec)], timeout=300)
+    ratios, ours_speed, bare_speed, watched_ratios = [], [], [], []
     for number in range(-1, ROUNDS):
         asked = requests(number)
         started = time.perf_counter()
         groups: Any = ray.get(ours.generate.remote(asked))
         seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        ray.get(watched.generate.remote(asked))
+        watched_seconds = time.perf_counter() - started
         tokens = sum(len(rollout.tokens) for group in groups for rollout in group)
         bare_tokens, bare_seconds = ray.get(bare.generate.remote(asked))
         if number < 0:
@@ -105,12 +120,17 @@ def rollout(folder: Path) -> dict[str, Any]:
         ours_speed.append(tokens / seconds)
         bare_speed.append(bare_tokens / bare_seconds)
         ratios.append(ours_speed[-1] / bare_speed[-1])
+        watched_ratios.append(seconds / watched_seconds)
     ray.kill(ours)
+    ray.kill(watched)
     ray.kill(bare)
     return {
         "ratio_median": round(statistics.median(ratios), 3),
         "ratio_min": round(min(ratios), 3),
         "ratio_max": round(max(ratios), 3),
+        "watched_over_unwatched_median": round(statistics.median(watched_ratios), 3),
+        "watched_over_unwatched_min": round(min(watched_ratios), 3),
+        "watched_over_unwatched_max": round(max(watched_ratios), 3),
         "actor_tokens_per_s": round(statistics.median(ours_speed)),
         "bare_tokens_per_s": round(statistics.median(bare_speed)),
         "rounds": ROUNDS,

@@ -76,23 +76,12 @@ def test_every_panel_draws_figures_of_the_table_and_names_labels_they_have():
 def test_a_tail_leaves_the_line_that_is_being_written(tmp_path):
     path = tmp_path / "x.jsonl"
     tail = JsonlTail(path)
-    assert tail.read() == ([], False)
+    assert tail.read() == []
     path.write_text('{"a": 1}\n{"a": ')
-    assert tail.read() == ([{"a": 1}], False)
+    assert tail.read() == [{"a": 1}]
     with path.open("a") as file:
         file.write('2}\nnot json\n{"a": 3}\n')
-    assert tail.read() == ([{"a": 2}, {"a": 3}], False)
-    assert tail.num_torn == 1
-
-
-def test_a_tail_begins_again_where_a_file_was_replaced_by_one_as_long(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"a": 1}\n{"a": 2}\n')
-    tail = JsonlTail(path)
-    tail.read()
-    (tmp_path / "y").write_text('{"a": 1}\n{"a": 9}\n')
-    os.replace(tmp_path / "y", path)
-    assert tail.read() == ([{"a": 1}, {"a": 9}], True)
+    assert tail.read() == [{"a": 2}, {"a": 3}]
 
 
 # ---- telemetry -----------------------------------------------------------------------------------

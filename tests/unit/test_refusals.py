@@ -172,6 +172,14 @@ def test_a_dry_run_looks_for_files(refused, attune, run_yaml, tmp_path):
     assert "already holds a run" in refused("run", run_yaml, "--dry-run")
 
 
+def test_a_dry_run_looks_at_loggers(refused, attune, run_yaml, tmp_path):
+    wrong = f"cluster.metrics.loggers.jsonl.path={tmp_path}"
+    assert "cannot be written" in refused("run", run_yaml, "--dry-run", wrong)
+    code, _, said = attune("run", run_yaml, "--dry-run", wrong, "cluster.address=auto")
+    assert code == 0, said
+    assert "warning: on this machine, cluster.metrics.loggers.jsonl.path" in said
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

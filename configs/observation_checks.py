@@ -1,0 +1,14 @@
+"""What is shown of a run and measured of it must fit the run."""
+
+from configs.schema import RunConfig
+
+
+def loggers_are_fed(config: RunConfig) -> str | None:
+    metrics = config.cluster.metrics
+    named = [name for name, settings in metrics.loggers if settings is not None]
+    if metrics.enabled or not named:
+        return None
+    return (
+        f"cluster.metrics.enabled=false feeds no loggers: set it to true, or cluster.metrics."
+        f"loggers.{named[0]} to null"
+    )

@@ -1,0 +1,81 @@
+"""metrics.jsonl read while a learner writes it and goes back."""
+
+import json
+
+import pytest
+
+from cluster.files import replace_text
+from cluster.tail import MOST_MARKS, Mark, MetricsTail
+
+
+def line(step, loss=0.5):
+    return json.dumps({"step": step, "loss/total": loss}) + "\n"
+
+
+def append(folder, *lines):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("".join(lines))
+
+
+def steps(rows):
+    return [row["step"] for row in rows]
+
+
+def rewind(folder, step):
+    """As a learner does that goes on behind a checkpoint."""
+    path = folder / "metrics.jsonl"
+    kept = [text for text in path.read_text().splitlines() if json.loads(text)["step"] <= step]
+    replace_text(path, "".join(f"{text}\n" for text in kept))
+
+
+def test_rows_come_once_and_a_line_being_written_comes_when_it_is_whole(tmp_path):
+    tail = MetricsTail(tmp_path)
+    assert tail.read() == []
+    append(tmp_path, line(1), line(2)[:9])
+    assert steps(tail.read()) == [1]
+    append(tmp_path, line(2)[9:-1])
+    assert tail.read() == []
+    append(tmp_path, line(2)[-1], line(3))
+    assert steps(tail.read()) == [2, 3]
+    assert tail.read() == []
+
+
+def test_torn_lines_are_left_out(tmp_path):
+    append(tmp_path, line(1), '{"step": 2, "lo\n', "17\n", '{"loss": 1}\n', line(3))
+    assert steps(MetricsTail(tmp_path).read()) == [1, 3]
+
+
+@pytest.mark.parametrize("again", [1, 7, 40])
+def test_steps_that_are_run_again_come_again_however_far_the_file_has_grown(tmp_path, again):
+    tail = MetricsTail(tmp_path)
+    for step in range(1, 11):
+        append(tmp_path, line(step))
+        tail.read()
+    rewind(tmp_path, 4)
+    append(tmp_path, *(line(step, loss=0.7) for step in range(5, 5 + again)))
+    rows = tail.read()
+    assert steps(rows) == list(range(5, 5 + again))
+    assert {row["loss/total"] for row in rows} == {0.7}
+
+
+def test_a_file_that_was_written_anew_but_ends_as_before_says_nothing_new(tmp_path):
+    tail = MetricsTail(tmp_path)
+    append(tmp_path, line(1), line(2))
+    tail.read()
+    rewind(tmp_path, 2)
+    assert tail.read() == []
+
+
+def test_another_process_goes_on_from_the_marks_also_after_a_long_way_back(tmp_path):
+    append(tmp_path, *(line(step) for step in range(1, 2001)))
+    first = MetricsTail(tmp_path)
+    assert len(first.read()) == 2000
+    stored = json.dumps(first.marks)
+    assert len(first.marks) <= MOST_MARKS
+    rewind(tmp_path, 1500)
+    append(tmp_path, line(1501, loss=0.7))
+    found = steps(MetricsTail(tmp_path, [Mark(*mark) for mark in json.loads(stored)]).read())
+    assert found[-1] == 1501
+    # Old marks are few, so some rows come once more; with none left it would be all of them.
+    assert found == list(range(found[0], 1502))
+    assert found[0] > 1
