@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from cluster.commands import load, train
+from cluster.dashboards.cli import app as metrics_app
 from cluster.exits import failing_with_1, guarded, run_app
 from cluster.k8s.cli import app as k8s_app
 from cluster.run_folder import check_is_run
@@ -26,8 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(k8s_app, name="k8s")
-
 app.add_typer(serve_app, name="serve")
+app.add_typer(metrics_app, name="metrics")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML of the run, or the folder of a run.")]
 Overrides = Annotated[

@@ -90,7 +90,7 @@ def print_list() -> None:
         table.add_row(Text(group, style="bold"))
         for _, name, line, paper in members:
             table.add_row(name, Text(line, no_wrap=True, overflow="ellipsis"), paper)
-    _console().print(table)
+    console().print(table)
 
 
 def print_description(name: str) -> None:
@@ -112,7 +112,7 @@ def print_description(name: str) -> None:
         table.add_row("coefficient", told["coefficient"]["text"])
         for letter, meaning in told["coefficient"]["symbols"].items():
             table.add_row("", Text(set_cell_size(letter, 5) + meaning, style="dim"))
-    _console().print(table)
+    console().print(table)
 
 
 def _number(paper: str) -> str:
@@ -121,7 +121,7 @@ def _number(paper: str) -> str:
     return number.group() if number else paper
 
 
-def _console() -> Console:
+def console() -> Console:
     """Of stdout as it is now; brackets in formulas are no markup."""
     has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if has_width else PIPE_WIDTH, markup=False, highlight=False)

@@ -151,6 +151,7 @@ LEARNING = (
 FLOW = (
     _step("step", "", "Learner steps finished."),
     _step("policy_version", "", "Version of the learner's weights."),
+    _step("unix_time", "seconds since 1970", "When the newest step ended."),
     _step("num_tokens", "tokens", "Response tokens learned from in a step."),
     _step("tokens_per_s", "tokens per second", "Response tokens learned from."),
     _step("time/step", "seconds", "One learner step in all."),
