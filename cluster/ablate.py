@@ -176,7 +176,7 @@ def _run_all(plan: Plan, debug: bool) -> None:
     from cluster.runtime import ray_session
 
     with (
-        ray_session(_session_config(plan), plan.parallel),
+        ray_session(_session_config(plan), plan.parallel, root=plan.out),
         closing(_Jobs(plan, debug)) as jobs,
     ):
         for start, runs in plan.starts:

@@ -129,11 +129,12 @@ def _run(config: "RunConfig", *, resume: bool, debug: bool) -> None:
         from cluster.runtime import ray_session
 
         with (
-            ray_session(config),
+            ray_session(config) as watch,
             RunProgress(
                 config.algorithm.num_steps, config.algorithm.name, run_dir=folder
             ) as progress,
         ):
+            progress.links(**watch.links())
             run_to_end(config, inputs, progress)
     typer.echo(headline(folder))
     made = "policy" if config.feedback.mixture is None else "models"

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
@@ -53,11 +53,13 @@ def run_demo(
     with failing_with_1(folder / "run", hint, debug):
         from cluster.runtime import ray_session
 
-        with ray_session(configs["run"]):
+        with ray_session(configs["run"], root=folder) as watch:
+            links = watch.links()
             for stage, config in configs.items():
                 if not (folder / stage / "summary.json").exists():
                     with failing_with_1(folder / stage, hint, debug):
-                        _run_stage(stage, config)
+                        _run_stage(stage, config, links)
+                        links = {}
     report = write_demo_report(folder)
     typer.echo(headline(folder / "run"))
     typer.echo(f"report: {report}   policy: {folder / 'run' / 'policy'}")
@@ -74,7 +76,8 @@ def _begun(out: Path | None, overrides: Sequence[str]) -> tuple[Path, list[str],
     return out, [*begun["overrides"], *overrides], begun["seed"]
 
 
-def _run_stage(stage: str, config: RunConfig) -> None:
+def _run_stage(stage: str, config: RunConfig, links: Mapping[str, str]) -> None:
+    """`links`: where the demo can be watched, to be told once."""
     from cluster.run import run
 
     resume = Path(config.cluster.run_dir, "config.yaml").exists()
@@ -82,6 +85,7 @@ def _run_stage(stage: str, config: RunConfig) -> None:
     inputs = read_inputs(config)
     steps, run_dir = config.algorithm.num_steps, config.cluster.run_dir
     with RunProgress(steps, STAGES[stage], run_dir=run_dir) as progress:
+        progress.links(**links)
         run(config, inputs, progress)
 
 

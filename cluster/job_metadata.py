@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from configs.schema import RunConfig
@@ -21,16 +22,19 @@ def submitted_job() -> dict[str, Any]:
     return {name: given.get(name) or {} for name in ("runtime_env", "metadata")} if given else {}
 
 
-def metadata_of(config: RunConfig) -> dict[str, str]:
-    """Facts of a run for people who look at a list of jobs."""
-    return {
+def metadata_of(config: RunConfig, pages: str | None = None) -> dict[str, str]:
+    """Facts of a run for people who look at a list of jobs; `pages`: where it shows itself."""
+    facts = {
         "attune_method": config.algorithm.name,
         "attune_model": config.model.path,
+        "attune_run": Path(config.cluster.run_dir).name,
         "attune_run_dir": config.cluster.run_dir,
+        "attune_report": str(Path(config.cluster.run_dir) / "report.html"),
     }
+    return facts | ({"attune_pages": f"{pages}/attune/"} if pages else {})
 
 
-def publish_metadata(config: RunConfig) -> None:
+def publish_metadata(config: RunConfig, pages: str | None = None) -> None:
     """Add the run's facts to those that the job was submitted with; a no-op for any other driver.
 
     Ray has no public way to change a job's metadata from inside it; where this one fails the list
@@ -40,7 +44,7 @@ def publish_metadata(config: RunConfig) -> None:
     if not submission_id:
         return
     try:
-        asyncio.run(_add(submission_id, metadata_of(config)))
+        asyncio.run(_add(submission_id, metadata_of(config, pages)))
     except Exception:  # a help for people, never a reason to stop
         logger.warning("the job's metadata could not be set", exc_info=True)
 

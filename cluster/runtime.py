@@ -5,7 +5,7 @@ import math
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,14 @@ from cluster.joining import await_actors_gone, take_over
 from cluster.loopback import loopback_only
 from cluster.progress import quiet_logs
 from cluster.signals import handlers_kept
+from cluster.watching import (
+    EXPORT_EVERY,
+    Watch,
+    dashboard_of,
+    forget_token,
+    keep_token,
+    pages_for,
+)
 from configs.errors import ConfigError
 from configs.redaction import RedactingFormatter, known_secrets, redact_text
 from configs.schema import OFFLINE, RunConfig
@@ -38,11 +46,11 @@ LATE = "timed out during startup"
 """What Ray says of a node of its own that did not come up in time."""
 
 
-def start_ray(config: RunConfig, runs_at_once: int = 1) -> None:
+def start_ray(config: RunConfig, runs_at_once: int = 1, pages: str | None = None) -> Watch:
     """Join the cluster at `cluster.address`, or start one on this machine for this run alone.
 
     Logical CPUs of an own cluster are as many as the run asks for (times `runs_at_once`): roles
-    take turns on few cores.
+    take turns on few cores. Its dashboard shows what the server at `pages` has.
     """
     cluster = config.cluster
     options: dict[str, Any] = {
@@ -50,25 +58,32 @@ def start_ray(config: RunConfig, runs_at_once: int = 1) -> None:
         "runtime_env": runtime_env(),
         "log_to_driver": False,
         "logging_level": logging.WARNING,
-        "job_config": JobConfig(metadata=metadata_of(config)),
+        "job_config": JobConfig(metadata=metadata_of(config, pages)),
     }
     if cluster.address is not None:
         check_address(cluster.address)
         with handlers_kept():
             ray.init(address=cluster.address, **options)
-        publish_metadata(config)
+        publish_metadata(config, pages)
         await_actors_gone(namespace(config))
-        return
+        return Watch(pages=pages)
+    if cluster.metrics.enabled:
+        os.environ.setdefault(*EXPORT_EVERY)
     with handlers_kept(), loopback_only():
-        _init_own(
+        context = _init_own(
             num_cpus=runs_at_once * (math.ceil(cpus_wanted(config)) + 1),
             include_dashboard=cluster.dashboard,
             dashboard_host="127.0.0.1",
+            # The dashboard asks it first, and answers itself where it has nothing to say.
+            proxy_server_url=pages if cluster.dashboard else None,
             **options,
         )
+    dashboard = dashboard_of(context)
+    token_file = keep_token(cluster.run_dir) if dashboard else None
+    return Watch(pages=pages, dashboard=dashboard, token_file=token_file)
 
 
-def _init_own(**options: Any) -> None:
+def _init_own(**options: Any) -> Any:
     """Start Ray on this machine, once more where it is not up within the 30 s that it gives itself.
 
     They are too few on a machine that is busy with other things, and cannot be set.
@@ -77,7 +92,7 @@ def _init_own(**options: Any) -> None:
     os.environ.setdefault(*TASKS_KEPT)
     try:
         # "local", or a cluster that `ray start` left on this machine is joined.
-        ray.init(address="local", **options)
+        return ray.init(address="local", **options)
     except Exception as error:
         if LATE not in str(error):
             raise
@@ -85,12 +100,16 @@ def _init_own(**options: Any) -> None:
         for process in psutil.Process().children():
             if process not in others:
                 process.kill()
-        ray.init(address="local", **options)
+        return ray.init(address="local", **options)
 
 
 @contextmanager
-def ray_session(config: RunConfig, runs_at_once: int = 1, *, is_run: bool = True) -> Iterator[None]:
+def ray_session(
+    config: RunConfig, runs_at_once: int = 1, *, is_run: bool = True, root: Path | None = None
+) -> Iterator[Watch]:
     """Ray for the length of the block; leaving it ends every actor the run started.
+
+    A run can be watched meanwhile, with the other runs in `root`, where that is given.
 
     An error that leaves it has its failure bundle written while Ray can still be asked. `is_run`:
     this process drives what is in the run folder, where no second one may; without it, the folder
@@ -101,11 +120,12 @@ def ray_session(config: RunConfig, runs_at_once: int = 1, *, is_run: bool = True
         take_over(run_dir)
         record_driver(run_dir, [])
     try:
-        start_ray(config, runs_at_once)
-        quiet_logs(Path(run_dir) / "logs" / "driver.log")
-        if is_run and config.cluster.address is None:
-            record_driver(run_dir, own_ray_pids())
-        yield
+        with pages_for(config, root) if is_run else nullcontext() as pages:
+            watch = start_ray(config, runs_at_once, pages)
+            quiet_logs(Path(run_dir) / "logs" / "driver.log")
+            if is_run and config.cluster.address is None:
+                record_driver(run_dir, own_ray_pids())
+            yield watch
     except ConfigError:  # refused before anything was lost
         raise
     except Exception as error:
@@ -113,6 +133,7 @@ def ray_session(config: RunConfig, runs_at_once: int = 1, *, is_run: bool = True
         raise
     finally:
         ray.shutdown()
+        forget_token(run_dir)
         if is_run:
             forget_driver(run_dir)
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from configs.base import PositiveFloat, Section
+from configs.base import Positive, PositiveFloat, Section
 
 
 class TensorBoardConfig(Section):
@@ -54,4 +54,7 @@ class MetricsConfig(Section):
     """Seconds between two looks at live figures."""
     engine_metrics: bool = True
     """Have every engine measure itself: vLLM's own metrics."""
+    pages_port: Positive | None = None
+    """Port of the run's pages on the driver's host, for loopback alone; where empty, a free one.
+    The dashboard of a cluster shows them if its head was started with `--proxy-server-url`."""
     loggers: LoggersConfig = LoggersConfig()
