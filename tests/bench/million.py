@@ -8,6 +8,7 @@ tried on a million samples.
 
 import argparse
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from rl.world.model import EOS, build_tokenizer, write_model
 RECIPE = Path(__file__).parents[2] / "configs" / "rloo.yaml"
 GROUP = 4
 """Replies to a prompt."""
+SENTENCE = re.compile(r"[^ .!?][^.!?]*[.!?]")
 MAX_STALENESS = 2
 NUM_ENGINES = 4
 CUT_SHARE = 0.03
@@ -88,10 +90,10 @@ class MadeUpRun:
         self.eos = tokenizer.convert_tokens_to_ids(EOS)
         world = generate(seed, _sizes())
         self.rows = world.prompts
-        # A reply is an answer and one more sentence: 58 million different ones of 40 tokens.
+        # A reply is an answer and one more sentence, 40 tokens as a rule.
         self.answers = pool_of([row["completion"] for row in world.demonstrations], tokenizer)
-        words = [s for row in world.demonstrations for s in row["completion"].split(". ")]
-        self.sentences = pool_of([f"{word.rstrip('.')}." for word in words], tokenizer)
+        sentences = [s for row in world.demonstrations for s in SENTENCE.findall(row["completion"])]
+        self.sentences = pool_of(sentences, tokenizer)
         self.gold = self._gold(world.demonstrations)
         self.prompt_texts = pa.array([row["prompt"] for row in self.rows])
         prompts = [_conversation(row["prompt"], tokenizer) for row in self.rows]
