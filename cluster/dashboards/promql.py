@@ -53,8 +53,9 @@ class Query:
     expr: str
     legend: str
     """With labels as Grafana writes them: `{{actor}}`."""
-    keys: tuple[str, ...]
-    """Figures that it reads; it has data where the run has the first."""
+    key: str
+    """The figure that it shows."""
+    where: Labels = ()
     edge: str = ""
     """`low` or `high` where it is an edge of a shaded range."""
 
@@ -119,10 +120,11 @@ def _of_curve(curve: Curve, scope: Scope) -> Iterator[Query]:
     metric = curve.metric
     expr = value(curve.key, scope, curve.where, is_rate=curve.is_rate)
     if metric.kind == "histogram":
-        yield Query(expr=expr, legend="{{le}}", keys=(curve.key,))
+        yield Query(expr=expr, legend="{{le}}", key=curve.key, where=curve.where)
         return
     label = re.sub(r"\{(\w+)\}", r"{{\1}}", curve.label)
-    yield Query(expr=expr, legend=f"{label} · {{{{run}}}}", keys=(curve.key,))
+    legend = f"{label} · {{{{run}}}}"
+    yield Query(expr=expr, legend=legend, key=curve.key, where=curve.where)
     for edge, key in (("low", curve.low), ("high", curve.high)):
         if key:
             # Grafana fills between two names, so there can be one range: that of the only run.
@@ -131,6 +133,7 @@ def _of_curve(curve: Curve, scope: Scope) -> Iterator[Query]:
             yield Query(
                 expr=f"max({series}) and on () {only}",
                 legend=f"{label}, {edge}",
-                keys=(key,),
+                key=key,
+                where=curve.where,
                 edge=edge,
             )

@@ -95,5 +95,5 @@ def test_a_gauge_over_a_while_is_taken_of_each_worker_apart():
 def test_every_panel_asks_for_each_of_its_figures():
     for dashboard in DASHBOARDS:
         for shown in dashboard.panels:
-            keys = {query.keys[0] for query in queries(shown, PLAIN)}
+            keys = {query.key for query in queries(shown, PLAIN)}
             assert keys >= {curve.key for curve in shown.curves}, shown.title
