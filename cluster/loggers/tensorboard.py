@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cluster.loggers import event_file
-from cluster.loggers.protocol import RunFacts
+from cluster.loggers.protocol import RunFacts, figures
 from configs import strict_yaml
 
 FOLDER = "tensorboard"
@@ -40,7 +40,7 @@ class TensorBoardLogger:
 
     def log(self, step: int, unix_time: float, metrics: Mapping[str, float]) -> None:
         """Write one record, on disk when this returns."""
-        self._write(event_file.scalars(unix_time, step, metrics))
+        self._write(event_file.scalars(unix_time, step, figures(metrics)))
 
     def rewind(self, step: int) -> int:
         """Begin a file that tells TensorBoard to forget later steps."""
