@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from cluster.events import record
 from cluster.files import replace_text
 from cluster.loggers.build import memory_of, open_loggers
-from cluster.loggers.protocol import MetricsLogger, RunFacts
+from cluster.loggers.protocol import CLOCK, MetricsLogger, RunFacts
 from cluster.tail import Mark, MetricsTail
 from configs.redaction import redact, redact_text
 from configs.schema import RunConfig
@@ -160,7 +160,8 @@ class Lane:
         while rows := self._tail.read():
             newest = rows[-1].get("time_s", 0.0)
             for row in rows:
-                self._log(row, self._tail.written_at - (newest - row.get("time_s", newest)))
+                before_s = newest - row.get("time_s", newest)
+                self._log(row, row.get(CLOCK, self._tail.written_at - before_s))
             self._note(step=self._last, marks=tuple(self._tail.marks))
             if self._failures:
                 record(self.run_dir, "logger_recovered", logger=self.name, step=self._last)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cluster.loggers.protocol import RunFacts
+from cluster.loggers.protocol import RunFacts, figures
 from configs.metrics import MlflowConfig
 
 TAG = "attune.run_id"
@@ -50,7 +50,7 @@ class MlflowLogger:
         entities = importlib.import_module("mlflow.entities")
         row = [
             entities.Metric(_allowed(name), float(value), int(unix_time * 1000), step)
-            for name, value in metrics.items()
+            for name, value in figures(metrics).items()
         ]
         self.client.log_batch(self.run_id, metrics=row, synchronous=True)
         self.held = step

@@ -5,6 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+CLOCK = "unix_time"
+"""When a step ended, in rows that say so: a time, and no figure to be charted."""
+
+
+def figures(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What of a row is worth a chart."""
+    return {name: value for name, value in metrics.items() if name != CLOCK}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
@@ -46,8 +54,8 @@ class MetricsLogger(Protocol):
         ...
 
     def log(self, step: int, unix_time: float, metrics: Mapping[str, float]) -> None:
-        """Keep one row of metrics.jsonl: each step once, in order. Once it returns, the row is
-        written or sent."""
+        """Keep one row of metrics.jsonl, all but its step: each step once, in order. Once this
+        returns, the row is written or sent."""
         ...
 
     def rewind(self, step: int) -> int:

@@ -1,7 +1,6 @@
 """Scalars for TensorBoard, in event files of the run folder."""
 
 import socket
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from tensorboardX.proto.summary_pb2 import (
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import text
 
-from cluster.loggers.protocol import RunFacts
+from cluster.loggers.protocol import RunFacts, figures
+from cluster.metrics.telemetry import unix_now
 from configs import strict_yaml
 
 FOLDER = "tensorboard"
@@ -46,13 +46,14 @@ class TensorBoardLogger:
         self._open()
         # Markdown, in which a line that begins with four spaces is code.
         config = "".join(f"    {line}\n" for line in strict_yaml.dump(facts.config).splitlines())
-        self._write(Event(wall_time=time.time(), summary=text("config", config)))
+        self._write(Event(wall_time=unix_now(), summary=text("config", config)))
         return 0
 
     def log(self, step: int, unix_time: float, metrics: Mapping[str, float]) -> None:
         """Write one record, on disk when this returns."""
         values = [
-            Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()
+            Summary.Value(tag=name, simple_value=float(value))
+            for name, value in figures(metrics).items()
         ]
         self._write(Event(wall_time=unix_time, step=step, summary=Summary(value=values)))
 
@@ -61,7 +62,7 @@ class TensorBoardLogger:
         self.close(finished=False)
         self._open()
         forget = SessionLog(status=SessionLog.START)
-        self._write(Event(wall_time=time.time(), step=step + 1, session_log=forget))
+        self._write(Event(wall_time=unix_now(), step=step + 1, session_log=forget))
         return step
 
     def close(self, *, finished: bool) -> None:
@@ -76,7 +77,7 @@ class TensorBoardLogger:
         numbers = [int(file.name.split(".")[3]) for file in self.folder.glob("events.out.*")]
         name = f"events.out.tfevents.{max(numbers, default=-1) + 1:010d}.{socket.gethostname()}"
         self.writer = RecordWriter(str(self.folder / name))
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._write(Event(wall_time=unix_now(), file_version="brain.Event:2"))
 
     def _write(self, event: Event) -> None:
         assert self.writer is not None

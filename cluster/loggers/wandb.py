@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.loggers.protocol import RunFacts
+from cluster.loggers.protocol import RunFacts, figures
 from configs.metrics import WandbConfig
 
 START_S = 30.0
@@ -62,7 +62,7 @@ class WandbLogger:
 
     def log(self, step: int, unix_time: float, metrics: Mapping[str, float]) -> None:
         """Hand the row to its own process, which sends it."""
-        self.run.log({**metrics, "_timestamp": unix_time}, step=step)
+        self.run.log({**figures(metrics), "_timestamp": unix_time}, step=step)
         self.held = step
 
     def rewind(self, step: int) -> int:

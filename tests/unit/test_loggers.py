@@ -93,6 +93,17 @@ def test_tensorboard_has_each_scalar_under_its_name_with_its_step_and_time(tmp_p
     assert names == {"policy_version": 2, "time_s": 4, "loss/nll": 2}
 
 
+def test_a_row_that_says_when_it_was_written_is_believed(tmp_path):
+    config = config_of(tmp_path, f"{LOGGERS}.tensorboard={{}}")
+    row = {"step": 1, "unix_time": 1234.5, "time_s": 1.0, "loss/nll": 3.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    lane_of(config).step()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    last = list(records(file))[-1]
+    assert last.wall_time == 1234.5
+    assert {value.tag for value in last.summary.value} == {"time_s", "loss/nll"}
+
+
 def test_no_step_is_shown_twice_when_a_run_goes_on_or_its_feeder_does(tmp_path):
     config = config_of(tmp_path, f"{LOGGERS}.tensorboard={{}}")
     write(tmp_path, *range(1, 11))
