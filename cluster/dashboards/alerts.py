@@ -46,8 +46,12 @@ def _ratio(over: str, under: str) -> str:
 
 REWARD, SPREAD = "reward/total/mean", "reward/total/std"
 TOKENS = "length/mean"
-HOST_MEMORY = "max by (instance) (ray_node_mem_used / ray_node_mem_total)"
-"""Ray's own: of the container, where there is one."""
+HOST_MEMORY = (
+    "max by (instance) (last_over_time(ray_node_mem_used[1m]) / "
+    "last_over_time(ray_node_mem_total[1m]))"
+)
+"""Ray's own: of the container, where there is one. It is not in every scrape: nodes look at their
+memory less often than they may be told to export."""
 
 ALERTS = (
     Alert(

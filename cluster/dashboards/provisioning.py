@@ -105,6 +105,8 @@ def head_environment(grafana: str, prometheus: str, dashboards: Path | None) -> 
         "RAY_PROMETHEUS_HOST": prometheus,
         "RAY_PROMETHEUS_NAME": DATASOURCE_NAME,
         "RAY_metrics_report_interval_ms": str(1000 * SCRAPE_S),
+        # What a node tells of itself is shown for two exports; by default it looks every 5 s.
+        "REPORTER_UPDATE_INTERVAL_MS": str(1000 * SCRAPE_S),
     }
     if dashboards is not None:
         names["RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR"] = str(dashboards)

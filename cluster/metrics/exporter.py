@@ -1,10 +1,10 @@
 """A run's figures as Prometheus metrics through Ray, named as `cluster.metrics.table` says.
 
 Counters begin with what happens from now on: what a run folder held before was counted by another
-process, whose last value Ray and Prometheus keep.
+process, whose last value Ray and Prometheus keep. Gauges are set again and again: one that is not
+set is gone from Ray's exports after two of them, also where a slow run has nothing new to tell.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -32,8 +32,8 @@ class Exporter:
         self._made: dict[str, Any] = {}
         self._stood: dict[tuple[str, str], float] = {}
         """(key, role) -> where a process's own counter stood."""
-        self._live: dict[str, list[tuple[Metric, dict[str, str]]]] = {}
-        """Role -> its gauges, to be taken back once it is silent."""
+        self._gauges: dict[tuple[str, str], dict[tuple[str, ...], float]] = {}
+        """(role, metric) -> labels' values -> newest value; figures of steps have no role."""
 
     # ---- what comes in ---------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ class Exporter:
         for key, value in newest.items():
             found = find(key)
             if found is not None and found[0].kind == "gauge" and found[0].source == "step":
-                self._gauge(found[0], labels_of(key, self.config), value)
+                self._gauge("", found[0], labels_of(key, self.config), value)
 
     def _observe(self, key: str, count: float) -> None:
         """`count` replies of one age, as observations of a histogram."""
@@ -77,10 +77,7 @@ class Exporter:
             if metric.kind == "counter":
                 self._count(metric, labels, self._grown(key, role, value))
             else:
-                self._gauge(metric, labels, value)
-                shown = self._live.setdefault(role, [])
-                if (metric, labels) not in shown:
-                    shown.append((metric, labels))
+                self._gauge(role, metric, labels, value)
 
     def _grown(self, key: str, role: str, value: float) -> float:
         """By how much a process's counter grew; one that fell was started anew from 0."""
@@ -94,14 +91,23 @@ class Exporter:
             self._count(BY_KEY[EVENTS], {"kind": str(event.get("kind"))}, 1.0)
 
     def silent(self, role: str) -> None:
-        """A process tells nothing any more: its gauges show nothing."""
-        for metric, labels in self._live.pop(role, []):
-            self._gauge(metric, labels, math.nan)
+        """A process tells nothing any more: its gauges are gone."""
+        for key in [key for key in self._gauges if key[0] == role]:
+            del self._gauges[key]
 
     # ---- what goes out ---------------------------------------------------------------------
 
-    def _gauge(self, metric: Metric, labels: Mapping[str, str], value: float) -> None:
-        self._of(metric).set(value, tags=self._tags(labels))
+    def show(self) -> None:
+        """Set every gauge to its newest value; to be called more often than Ray exports."""
+        for (_, key), values in self._gauges.items():
+            metric = BY_KEY[key]
+            for labels, value in values.items():
+                tags = self._tags(dict(zip(metric.labels, labels, strict=True)))
+                self._of(metric).set(value, tags=tags)
+
+    def _gauge(self, role: str, metric: Metric, labels: Mapping[str, str], value: float) -> None:
+        values = self._gauges.setdefault((role, metric.key), {})
+        values[tuple(labels[name] for name in metric.labels)] = value
 
     def _count(self, metric: Metric, labels: Mapping[str, str], grown: float) -> None:
         if self.is_counting and grown > 0:  # Ray takes no 0

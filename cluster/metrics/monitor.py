@@ -30,6 +30,8 @@ from configs.schema import RunConfig
 logger = logging.getLogger(__name__)
 
 NAME = "monitor"
+SHOW_S = 1.0
+"""How often gauges are set, new or not; Ray exports them that often at most."""
 SILENT_TICKS = 10
 """A process that told nothing for so many intervals is gone."""
 FINISH_S = END_S + 10.0
@@ -57,6 +59,13 @@ class Monitor:
         self.look()  # what is there already was counted before
         self.exporter.is_counting = True
         threading.Thread(target=self._watch, daemon=True, name="monitor").start()
+        threading.Thread(target=self._show, daemon=True, name="gauges").start()
+
+    def _show(self) -> None:
+        """Apart from the reading, which a slow logger may hold up."""
+        while not self._stopped.wait(SHOW_S):
+            with self._turn:
+                self.exporter.show()
 
     def _watch(self) -> None:
         is_well = True
@@ -84,6 +93,7 @@ class Monitor:
             for role in [role for role, heard in self._heard.items() if heard < late]:
                 del self._heard[role]
                 self.exporter.silent(role)
+            self.exporter.show()
 
     def finish(self, *, finished: bool) -> None:
         """A last look, and no more; `finished`: the run is at its end, not only interrupted."""

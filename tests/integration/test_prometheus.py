@@ -8,14 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from cluster.dashboards.alerts import BY_NAME
 from cluster.dashboards.definition import DASHBOARDS
 from cluster.dashboards.grafana import dashboard_json
+from cluster.events import read_events
 from cluster.metrics.table import find
 from configs.load import to_yaml
 from configs.schema import RunConfig
@@ -81,6 +84,7 @@ def observed(world_model, tmp_path_factory) -> Iterator[Observed]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_metrics_report_interval_ms": "1000",
+        "REPORTER_UPDATE_INTERVAL_MS": "1000",
     }
     with subprocess.Popen(
         [ATTUNE, "run", str(folder / "run.yaml")], env=environment, text=True,
@@ -136,6 +140,20 @@ def test_a_query_without_data_is_named(observed):
     assert len(lacking) == 2
     assert lacking[0].startswith("Attune: Learning / Value loss / value")
     assert lacking[1].startswith("Attune: Learning / Explained variance / critic")
+
+
+def test_a_run_that_stands_still_keeps_its_figures_and_is_told(observed):
+    (started,) = [
+        e for e in read_events(observed.folder / "first") if e["kind"] == "learner_started"
+    ]
+    os.kill(started["pids"][0], signal.SIGSTOP)
+    try:
+        time.sleep(8)
+        (late,) = ask(observed.url, BY_NAME["AttuneNoProgress"].query)
+        assert float(late["value"][1]) > 6 / 60  # of a step, which counts a minute at least
+        assert check_all(observed.url, observed.config) == []
+    finally:
+        os.kill(started["pids"][0], signal.SIGCONT)
 
 
 def test_dashboards_find_the_session_and_the_run_to_choose(observed):

@@ -1,0 +1,88 @@
+"""Figures of a run as Ray's metrics; that Ray exports them is for tests/integration."""
+
+from typing import Any
+
+import pytest
+from ray.util import metrics as ray_metrics
+
+from cluster.metrics.exporter import Exporter
+from cluster.metrics.telemetry import Told
+
+CONFIG = {"feedback": {"rewards": {"rm": {"kind": "model"}}}}
+Shown = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture
+def shown(monkeypatch) -> Shown:
+    """(name, labels) -> value of what was set or counted since it was last emptied."""
+    seen: Shown = {}
+
+    def of(metric: Any, tags: dict[str, str]) -> tuple[str, tuple[tuple[str, str], ...]]:
+        return metric.info["name"], tuple(sorted(tags.items()))
+
+    def set_gauge(self, value, tags):
+        seen[of(self, tags)] = value
+
+    def count(self, value, tags):
+        seen[of(self, tags)] = seen.get(of(self, tags), 0.0) + value
+
+    monkeypatch.setattr(ray_metrics.Gauge, "set", set_gauge)
+    monkeypatch.setattr(ray_metrics.Counter, "inc", count)
+    return seen
+
+
+def exporter() -> Exporter:
+    made = Exporter("first", CONFIG)
+    made.is_counting = True
+    return made
+
+
+def told(**values: float) -> list[Told]:
+    return [Told(time=0.0, phase=None, values=values)]
+
+
+RUN = ("run", "first")
+
+
+def test_a_gauge_is_set_again_whether_or_not_there_is_news(shown):
+    one = exporter()
+    one.steps([{"step": 1, "entropy": 2.0, "time/checkpoint": 0.5}, {"step": 2, "entropy": 1.5}])
+    one.show()
+    expected = {
+        ("attune_step", (RUN,)): 2.0,
+        ("attune_entropy", (RUN,)): 1.5,
+        ("attune_time_checkpoint", (RUN,)): 0.5,
+    }
+    assert shown == expected
+    shown.clear()
+    one.show()
+    assert shown == expected
+
+
+def test_gauges_of_a_silent_process_are_not_set_again(shown):
+    one = exporter()
+    for role in ("engine-0", "engine-1"):
+        one.told(role, told(**{"engine/running": 3.0}))
+    one.silent("engine-0")
+    one.show()
+    assert shown == {("attune_engine_running", (("actor", "engine-1"), RUN)): 3.0}
+    one.told("engine-0", told(**{"engine/running": 1.0}))
+    one.show()
+    assert shown["attune_engine_running", (("actor", "engine-0"), RUN)] == 1.0
+
+
+def test_labels_of_a_key_go_with_it_and_those_of_the_configuration(shown):
+    one = exporter()
+    one.steps([{"step": 1, "reward/rm/mean": 0.5, "reward/rm/part/mean": 0.25}])
+    one.show()
+    assert shown["attune_reward_mean", (("of", "judge"), ("reward", "rm"), RUN)] == 0.5
+    assert shown["attune_reward_mean", (("of", "part"), ("reward", "rm/part"), RUN)] == 0.25
+
+
+def test_counters_count_once_however_often_gauges_are_shown(shown):
+    one = exporter()
+    one.told("engine-0", told(**{"engine/tokens": 10.0}))
+    one.told("engine-0", told(**{"engine/tokens": 25.0}))
+    one.show()
+    one.show()
+    assert shown == {("attune_engine_tokens", (("actor", "engine-0"), RUN)): 25.0}
