@@ -229,13 +229,35 @@ def methods(
 def inspect_command(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run.")],
     failure: Annotated[bool, typer.Option(help="Show what ended it: the failure bundle.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="List the groups that this step learned from.")
+    ] = None,
+    group: Annotated[
+        int | None, typer.Option(min=0, help="Show all replies of this group, best first.")
+    ] = None,
+    sample: Annotated[
+        str | None,
+        typer.Option(metavar="STEP-GROUP-SAMPLE", help="Show one sample, token by token."),
+    ] = None,
+    worst: Annotated[
+        int | None, typer.Option(help="Show so many samples of lowest score, of --step or of all.")
+    ] = None,
+    best: Annotated[int | None, typer.Option(help="The same of highest score.")] = None,
+    json_output: Json = False,
 ) -> None:
-    """Show where a run stands: step, phases, events, ledger, and what ended it."""
+    """Show where a run stands, what ended it, or its samples and where they came from."""
     with guarded(debug=False):
         from cluster.inspect_run import inspect_to_text
+        from cluster.inspect_samples import Wanted, samples_to_text
+        from configs.errors import ConfigError
 
-        typer.echo(inspect_to_text(run_dir, failure=failure, as_json=json_output))
+        wanted = Wanted(step=step, group=group, sample=sample, worst=worst, best=best)
+        if wanted.is_any and failure:
+            raise ConfigError("--failure shows no samples; give it alone")
+        if wanted.is_any:
+            typer.echo(samples_to_text(run_dir, wanted, as_json=json_output))
+        else:
+            typer.echo(inspect_to_text(run_dir, failure=failure, as_json=json_output))
 
 
 @app.command()

@@ -234,10 +234,10 @@ def _move_reference(learner: Learner, job: OnlineJob, session: Session, step: in
 def _staleness(learner: Learner, experiences: Sequence[Experience], step: int) -> Metrics:
     """Learner versions between a reply's oldest token and the policy it was used on."""
     ages = [
-        step - 1 - rollout.oldest_version
+        age
         for experience in experiences
         for rollout in experience.rollouts
-        if rollout.source == "policy"
+        if (age := rollout.staleness(step)) is not None
     ]
     algorithm = learner.config.algorithm
     oldest = algorithm.max_staleness + algorithm.max_lateness

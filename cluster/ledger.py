@@ -34,6 +34,8 @@ SCHEMA = pa.schema(
 
 
 USED, FILTERED, UNLABELLED = "used", "filtered", "unlabelled"
+ROWS_PER_GROUP = 512
+"""Of a Parquet file: whoever looks at one sample reads so many at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     with room(path.parent, path.name):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, partial)
+            pq.write_table(table, partial, row_group_size=ROWS_PER_GROUP)
             partial.replace(path)
         except OSError:
             partial.unlink(missing_ok=True)

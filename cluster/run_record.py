@@ -88,7 +88,7 @@ def read_run(run_dir: Path) -> RunRecord:
             notes.append("summary.json: torn and left out.")
     return RunRecord(
         path=run_dir,
-        config=_read_config(run_dir / "config.yaml"),
+        config=read_config(run_dir / "config.yaml"),
         rows=rows,
         summary=summary,
         notes=tuple(notes),
@@ -129,7 +129,8 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return [by_step[step] for step in sorted(by_step)], notes
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's config.yaml; empty where there is none. Raises ValueError where it is no YAML."""
     if not path.exists():
         return {}
     try:

@@ -100,9 +100,19 @@ EXPERIENCE_SCHEMA = pa.schema(
         ("score", pa.float64()),
         ("rewards", pa.map_(pa.string(), pa.float64())),
         ("extra", pa.string()),
+        ("num_tokens", pa.int32()),
+        ("advantage", pa.float32()),
+        ("staleness", pa.int32()),
+        ("newest_version", pa.int64()),
     ]
 )
-"""One row per sample used in a learner step; everything a loss or a reader could ask for."""
+"""One row per sample used in a learner step; everything a loss or a reader could ask for.
+
+The last four say in one number what lists say token by token, so that a million samples can be
+sorted without reading a list: tokens of the reply, their mean advantage (null where there are
+none), and learner updates between the oldest token and this step. `staleness` is null for replies
+that the policy in training did not write; `newest_version` is that of the youngest token.
+"""
 
 
 def experience_table(
@@ -123,13 +133,16 @@ def experience_table(
         for index, rollout in enumerate(experience.rollouts):
             at = len(rows)
             span = slice(len(rollout.prompt.tokens), batch.lengths[at])
+            own = None if advantages is None else advantages[at, span].numpy()
             rows.append(
                 _sample_row(rollout)
                 | {
                     "step": step,
                     "old_logprobs": old_logprobs[at, span].numpy(),
                     "ref_logprobs": experience.ref_logprobs[index],
-                    "advantages": None if advantages is None else advantages[at, span].numpy(),
+                    "advantages": own,
+                    "advantage": None if own is None or not len(own) else float(own.mean()),
+                    "staleness": rollout.staleness(step),
                     "attempts": experience.attempts,
                     "score": float(scores[at]),
                     "rewards": [(name, s[index]) for name, s in experience.rewards.items()],
@@ -158,4 +171,6 @@ def _sample_row(rollout: Rollout) -> dict[str, object]:
         "source": rollout.source,
         "label": rollout.label,
         "extra": json.dumps(dict(rollout.prompt.extra), default=str),
+        "num_tokens": len(rollout.tokens),
+        "newest_version": rollout.newest_version,
     }

@@ -101,6 +101,10 @@ class Rollout:
         """The newest policy version that wrote a token of this reply."""
         return max(span.version for span in self.versions)
 
+    def staleness(self, step: int) -> int | None:
+        """Learner updates between the oldest token and `step`; None where others wrote it."""
+        return step - 1 - self.oldest_version if self.source == "policy" else None
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Experience:
