@@ -76,6 +76,8 @@ class MetricsTail:
         self.path = Path(run_dir) / "metrics.jsonl"
         self.marks = list(marks)
         """Lines that were read, the newest last: the last ones of all, and few of old ones."""
+        self.num_torn = 0
+        """Lines so far that are no row."""
         self.written_at = 0.0
         """Unix time of the last write before the last look."""
 
@@ -93,6 +95,7 @@ class MetricsTail:
             while self.marks and not self.marks[-1].is_in(file):
                 self.marks.pop()
             end = self.marks[-1].end if self.marks else 0
+            self.num_torn = self.num_torn if self.marks else 0
             file.seek(end)
             self.written_at = os.fstat(file.fileno()).st_mtime
             for line in file.readlines(CHUNK):
@@ -102,6 +105,8 @@ class MetricsTail:
                 if (row := _row(line)) is not None:
                     rows.append(row)
                     self._remember(Mark(end, len(line), zlib.crc32(line)))
+                else:
+                    self.num_torn += bool(line.strip())
         return rows
 
     def _remember(self, mark: Mark) -> None:
