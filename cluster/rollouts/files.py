@@ -131,7 +131,12 @@ class OpenFile:
     """A Parquet file that is read by row group and column, on the caller's thread."""
 
     def __init__(self, source: pa.NativeFile, dictionaries: Iterable[str]) -> None:
-        self._file = pq.ParquetFile(source, read_dictionary=list(dictionaries), pre_buffer=False)
+        try:
+            self._file = pq.ParquetFile(
+                source, read_dictionary=list(dictionaries), pre_buffer=False
+            )
+        except KeyError:  # it lacks one of them
+            self._file = pq.ParquetFile(source, pre_buffer=False)
         self.names = frozenset(self._file.schema_arrow.names)
         """Of its columns: runs of before had fewer."""
         self.num_groups = self._file.num_row_groups
