@@ -45,6 +45,9 @@ class StepFile:
     mtime_ns: int
     inode: int
 
+    def __hash__(self) -> int:
+        return hash(self.path)  # asked for thousands of times a page; texts keep theirs
+
     @property
     def name(self) -> str:
         """For people: `step=000012/rank=0.parquet`."""

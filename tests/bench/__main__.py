@@ -23,6 +23,7 @@ from tests.bench.learning import learning
 from tests.bench.memory import memory
 from tests.bench.overhead import overhead
 from tests.bench.rollout import rollout
+from tests.bench.rollouts import rollouts
 from tests.bench.sync import sync
 
 BENCHMARKS: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -32,10 +33,12 @@ BENCHMARKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "overhead": overhead,
     "learning": learning,
     "memory": memory,
+    "rollouts": rollouts,
 }
 """All but the long ones run where none is named."""
-LONG = ("learning", "memory")
-"""Half an hour of training; ten minutes of runs that want the machine for themselves."""
+LONG = ("learning", "memory", "rollouts")
+"""Half an hour of training; ten minutes of runs that want the machine for themselves; three minutes
+and a GiB of disk for a million samples."""
 
 
 def machine() -> dict[str, Any]:
