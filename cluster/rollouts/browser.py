@@ -31,7 +31,7 @@ SLICE_S = 0.3
 """After so long, what was indexed is shown."""
 INTERVAL_S = 1.0
 """Between two looks at a run that goes on."""
-TRIES = 5
+TRIES = 3
 """A run that goes back to a checkpoint moves its files once, not again and again."""
 
 
@@ -112,15 +112,16 @@ class RolloutBrowser:
         return self._index.refresh(FIRST_S)
 
     def _unless_changed(self, ask: Callable[[Snapshot], Answer]) -> Answer:
-        """Ask again where a run has replaced the files under way."""
-        snapshot = self._snapshot()
-        for _ in range(TRIES):
+        """Ask again where a run has replaced files under way; in the end, without those files."""
+        snapshot, tries = self._snapshot(), 0
+        while True:
             try:
                 return ask(snapshot)
             except Changed as error:
-                self._index.recheck(error.files)
-                snapshot = self._index.refresh(FIRST_S)
-        return ask(snapshot)
+                snapshot, tries = snapshot.without(error.files), tries + 1
+                if tries <= TRIES:
+                    self._index.recheck(error.files)
+                    snapshot = self._index.refresh(FIRST_S)
 
     # ---- samples ---------------------------------------------------------------------------
 

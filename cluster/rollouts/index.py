@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,19 @@ class Snapshot:
     def num_files(self) -> int:
         """Of the run, but for torn ones."""
         return len(self.files) + self.num_pending
+
+    def without(self, files: Iterable[StepFile]) -> "Snapshot":
+        """The same, but for some files, which count as still to be read."""
+        dropped = set(files)
+        kept = [number for number, file in enumerate(self.files) if file not in dropped]
+        slices = [self.slice_of(number) for number in kept]
+        return replace(
+            self,
+            files=tuple(self.files[number] for number in kept),
+            starts=np.cumsum([0, *(rows.stop - rows.start for rows in slices)]),
+            columns=joined([self.columns.part(rows.start, rows.stop) for rows in slices]),
+            num_pending=self.num_pending + len(self.files) - len(kept),
+        )
 
     def slice_of(self, number: int) -> slice:
         """The rows of the file with this number."""
@@ -114,7 +127,7 @@ class Index:
         files = [file for file in found if file in self._parts]
         columns = joined([self._parts[file] for file in files])
         lengths = [len(self._parts[file]) for file in files]
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        starts = np.cumsum([0, *lengths])
         for number, file in enumerate(files):  # views, so that nothing is held twice
             self._parts[file] = columns.part(int(starts[number]), int(starts[number + 1]))
         return Snapshot(
