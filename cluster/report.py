@@ -11,6 +11,9 @@ import yaml
 
 from cluster.dashboards.definition import DASHBOARDS, LEARNED
 from cluster.dashboards.drawing import Figure, figure, figure_of_key, keys_without_panel
+from cluster.dashboards.gantt import Gantt, whole_gantt
+from cluster.failure import bundles
+from cluster.faults import Event, Failure, events_of, read_failure
 from cluster.headline import display_name, headline, sentence
 from cluster.metrics.history import RunHistory
 from cluster.run_facts import settings, tiles
@@ -20,6 +23,7 @@ from cluster.templates import render_page
 __all__ = ["headline", "write_demo_report", "write_report"]
 
 NUM_SAMPLES = 6
+MOST_FAILURES = 3
 REST = "Everything else that was measured"
 DEMO_STAGES = (
     ("run", "The online run"),
@@ -40,6 +44,10 @@ class Stage:
     sections: tuple[tuple[str, tuple[Figure, ...]], ...]
     samples: tuple[tuple[Reply, Reply], ...]
     sample_source: str
+    gantt: Gantt | None
+    """Who did what when; None where no process told it."""
+    failures: tuple[Failure, ...]
+    events: tuple[Event, ...]
     settings: tuple[tuple[str, str], ...]
     config_yaml: str
 
@@ -75,14 +83,19 @@ def _write(folder: Path, stages: list[Stage]) -> Path:
 
 def _stage(record: RunRecord, title: str) -> Stage:
     samples, source, torn = _samples(record)
+    history = RunHistory(record.path, record.config)
+    history.refresh()
     return Stage(
         title=title,
         headline=sentence(record),
         notes=(*_unfinished(record), *record.notes, *torn),
         tiles=tuple(tiles(record)),
-        sections=tuple(_sections(record)),
+        sections=tuple(_sections(record, history)),
         samples=tuple(samples),
         sample_source=source,
+        gantt=whole_gantt(history),
+        failures=tuple(read_failure(bundle) for bundle in bundles(record.path)[:MOST_FAILURES]),
+        events=tuple(events_of(history.events)),
         settings=tuple(settings(record)),
         config_yaml=yaml.safe_dump(record.config, sort_keys=False) if record.config else "",
     )
@@ -95,10 +108,8 @@ def _unfinished(record: RunRecord) -> list[str]:
     return [f"The run has not finished: {len(record.rows)}{planned} steps are on record."]
 
 
-def _sections(record: RunRecord) -> list[tuple[str, tuple[Figure, ...]]]:
+def _sections(record: RunRecord, history: RunHistory) -> list[tuple[str, tuple[Figure, ...]]]:
     """The charts under their headings; every metric appears somewhere."""
-    history = RunHistory(record.path, record.config)
-    history.refresh()
     sections = [section for dashboard in DASHBOARDS for section in dashboard.sections]
     if record.method in ("sft", "reward_model"):
         sections.insert(0, sections.pop(sections.index(LEARNED)))

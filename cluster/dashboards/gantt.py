@@ -74,6 +74,13 @@ def gantt(
     )
 
 
+def whole_gantt(history: RunHistory) -> Gantt | None:
+    """The same of the whole run."""
+    if history.began is None or history.newest is None:
+        return None
+    return gantt(history, history.began, history.newest)
+
+
 def style(phase: str) -> str:
     """Class of the style sheet: idle phases look empty, others have a colour."""
     return "idle" if phase in IDLE else f"c{COLORS.get(phase, OTHER)}"

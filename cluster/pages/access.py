@@ -9,11 +9,12 @@ import hmac
 import ipaddress
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from cluster.serve.token import digest_of
 
@@ -31,8 +32,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-site",
 }
 """Of every answer. No X-Frame-Options: the Ray dashboard shows pages in frames."""
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def token_for(host: str, environment: Mapping[str, str]) -> str | None:
     return given or (None if is_loopback(host) else secrets.token_urlsafe(24))
 
 
-def guard(access: Access) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def guard(access: Access) -> Middleware:
     """The middleware that stands before everything."""
 
     @web.middleware

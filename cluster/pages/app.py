@@ -35,6 +35,7 @@ from configs.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+SERVER = web.AppKey("server", "Server")
 LONGEST_VALUE = 500
 """Letters of a query's value that are read."""
 
@@ -44,8 +45,9 @@ def make_app(library: Library, access: Access, *, with_slots: bool = True) -> we
 
     `with_slots`: answer what the Ray dashboard asks Grafana and Prometheus for.
     """
-    server = _Server(library)
+    server = Server(library)
     app = web.Application(middlewares=[guard(access)])
+    app[SERVER] = server
     app.router.add_get("/attune", server.index)
     app.router.add_get("/attune/", server.index)
     app.router.add_get("/attune/compare", server.compare)
@@ -71,7 +73,7 @@ def _always(answer: Mapping[str, Any]) -> Callable[[web.Request], Any]:
     return handler
 
 
-class _Server:
+class Server:
     """The handlers."""
 
     def __init__(self, library: Library) -> None:

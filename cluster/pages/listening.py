@@ -1,14 +1,15 @@
 """Taking an address to listen on; apart from the server, as a driver needs no more than this."""
 
+import errno
 import socket
 
 from configs.errors import ConfigError
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, field: str = "--port") -> socket.socket:
     """A socket that takes connections; raises ConfigError where it cannot have the address.
 
-    `port` 0 takes a free one.
+    `port` 0 takes a free one; `field` is what it is called where it was given.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -22,9 +23,10 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(128)
     except OSError as error:
         listener.close()
+        field = "--host" if error.errno == errno.EADDRNOTAVAIL else field
         why = error.strerror or error
         raise ConfigError(
-            f"--port: {host}:{port} cannot be had ({why}); give another one"
+            f"{field}: {host}:{port} cannot be had ({why}); give another one"
         ) from error
     return listener
 

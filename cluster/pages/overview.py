@@ -8,8 +8,8 @@ from typing import Any
 from cluster.dashboards.definition import LEARNED, OVERVIEW
 from cluster.dashboards.drawing import Figure
 from cluster.dashboards.gantt import seconds, style
+from cluster.faults import newest_failure
 from cluster.pages.asking import Ask
-from cluster.pages.faults import newest_failure
 from cluster.pages.view import RunView
 
 OFFLINE = ("sft", "reward_model")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 LOOPBACK = "127.0.0.1"
 LOG = "pages.log"
 STOP_S = 3.0
+SET_BY_USERS = ("RAY_GRAFANA_HOST", "RAY_PROMETHEUS_HOST")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +43,27 @@ class PagesProcess:
             self.process.wait()
 
 
+def is_slot_taken(environment: Mapping[str, str]) -> bool:
+    """Whether the user has a Grafana or a Prometheus: the dashboard's Metrics page is theirs."""
+    return any(environment.get(name) for name in SET_BY_USERS)
+
+
 def start_pages(
-    root: str | Path, run_dir: str | Path, *, with_slots: bool = True, port: int = 0
+    root: str | Path,
+    run_dir: str | Path,
+    *,
+    port: int = 0,
+    field: str = "port",
 ) -> PagesProcess:
     """Show the runs in `root`, of which `run_dir` goes on now, on this machine alone.
 
     Returns at once: the port is taken here; whoever asks before the child is ready waits for it.
     The child ends with this process, gives way to everybody, and logs to `run_dir`/logs/pages.log.
-    `with_slots`: answer what the Ray dashboard asks Grafana for; see `slots.is_taken`. Raises
-    ConfigError where `port` cannot be had.
+    In the proxy slot of Ray's dashboard it leaves the Metrics page to a Grafana of the user's. Raises
+    ConfigError, with the name of the `field`, where `port` cannot be had.
     """
     root, run_dir = Path(root), Path(run_dir)
-    listener = listen(LOOPBACK, port)
+    listener = listen(LOOPBACK, port, field)
     taken = listener.getsockname()[1]
     command = [
         sys.executable,
@@ -64,7 +75,7 @@ def start_pages(
         str(run_dir),
     ]
     command += ["--fd", str(listener.fileno()), "--parent", str(os.getpid())]
-    command += [] if with_slots else ["--without-slots"]
+    command += ["--without-slots"] if is_slot_taken(os.environ) else []
     log = _log(run_dir / "logs")
     try:
         process = subprocess.Popen(

@@ -116,7 +116,7 @@ def prompt_values(ask: Ask) -> dict[str, Any]:
     groups = view.samples.groups_of_prompt(row)
     if not groups:
         raise ConfigError(f"prompt {row}: no group about it is indexed; ask again, or for another")
-    first = view.samples.sample(groups[0].first_id)
+    first = view.samples.sample(groups[0].samples[0])
     return {"row": row, "groups": groups, "prompt": first.prompt, "extra": first.extra}
 
 

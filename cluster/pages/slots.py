@@ -56,12 +56,6 @@ HEALTH = {
     },
 }
 """Answers that say that there is something to show."""
-SET_BY_USERS = ("RAY_GRAFANA_HOST", "RAY_PROMETHEUS_HOST")
-
-
-def is_taken(environment: Mapping[str, str]) -> bool:
-    """Whether the user has a Grafana or a Prometheus: the Metrics page is left to them."""
-    return any(environment.get(name) for name in SET_BY_USERS)
 
 
 def panels_of(panel_id: str) -> tuple[Panel, ...]:

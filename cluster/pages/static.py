@@ -7,12 +7,13 @@ from pathlib import Path
 from cluster.templates import render_page
 
 FOLDER = Path(__file__).parent
+SHEETS = ("page.css.jinja", "widgets.css.jinja", "pages/pages.css.jinja")
 
 
 @cache
 def files() -> dict[str, tuple[str, bytes]]:
     """Name -> content type and content."""
-    css = render_page("page.css.jinja") + render_page("pages/pages.css.jinja")
+    css = "".join(render_page(name) for name in SHEETS)
     icon = (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" '
         'rx="7" fill="#2563c9"/><path d="M6 23l6-8 5 4 9-11" fill="none" stroke="#fff" '

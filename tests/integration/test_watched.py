@@ -206,7 +206,7 @@ def test_a_flood_of_requests_is_answered(seen):
 def test_without_its_pages_the_dashboard_answers_and_the_run_goes_on(seen):
     assert seen.is_dashboard_alive
     assert seen.killed_at < NUM_STEPS
-    assert read_steps(seen.config.cluster.run_dir)[-1] == NUM_STEPS
+    assert read_steps(Path(seen.config.cluster.run_dir))[-1] == NUM_STEPS
 
 
 def samples_of(run_dir: str) -> list[tuple[int, int, int, list[int]]]:
