@@ -18,6 +18,7 @@ SHOWN = {
     "cluster/events.py",  # for people; the order of events is that of the lines
     "cluster/inspect_run.py",  # how long ago, for people
     "cluster/k8s/drain.py",  # nodes are told by it until when to stay
+    "cluster/loggers/tensorboard.py",  # for people; the order of its files is that of their names
     "cluster/diagnosis/nodes.py",  # compares the clocks of nodes
 }
 """Files that read the clock on the wall, and why that decides nothing."""
