@@ -107,9 +107,11 @@ class RolloutBrowser:
 
     def _snapshot(self) -> Snapshot:
         """As new as a request can wait for."""
-        if self._thread is not None and self._index.snapshot.num_files:
-            return self._index.snapshot
-        return self._index.refresh(FIRST_S)
+        if self._thread is None or not self._index.was_listed:
+            self._index.refresh(FIRST_S)
+        while not self._index.was_listed:  # another thread is about to
+            self._index.refresh(FIRST_S)
+        return self._index.snapshot
 
     def _unless_changed(self, ask: Callable[[Snapshot], Answer]) -> Answer:
         """Ask again where a run has replaced files under way; in the end, without those files."""

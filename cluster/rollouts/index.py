@@ -80,6 +80,8 @@ class Index:
         self._parts: dict[StepFile, Columns] = {}
         self._torn: dict[StepFile, str] = {}
         self._lock = threading.Lock()
+        self.was_listed = False
+        """Whether the snapshot says anything of the run yet."""
         self.snapshot = self._snapshot([])
 
     def refresh(self, budget_s: float | None = None) -> Snapshot:
@@ -100,6 +102,7 @@ class Index:
                 self._parts = {file: part for file, part in self._parts.items() if file in there}
                 self._torn = {file: note for file, note in self._torn.items() if file in there}
                 self.snapshot = self._snapshot(found)
+            self.was_listed = True
             return self.snapshot
         finally:
             self._lock.release()

@@ -39,6 +39,13 @@ def own_run(tmp_path):
     return write_run(tmp_path / "run", 3)
 
 
+def browse(run_dir):
+    """With all of the run indexed, however slow the machine is."""
+    browser = RolloutBrowser(run_dir)
+    assert browser.refresh() == 0
+    return browser
+
+
 def ids(browser, **query):
     return [row.id for row in browser.query(Query(**query)).rows]
 
@@ -47,7 +54,7 @@ def ids(browser, **query):
 
 
 def test_a_row_says_what_the_file_says(run_dir):
-    page = RolloutBrowser(run_dir).query(Query(limit=3))
+    page = browse(run_dir).query(Query(limit=3))
     assert page.total == page.num_samples == 24
     assert page.is_whole
     third = page.rows[2]
@@ -66,15 +73,15 @@ def test_a_row_says_what_the_file_says(run_dir):
 
 
 def test_files_of_before_say_the_same(run_dir, tmp_path):
-    old = RolloutBrowser(write_run(tmp_path / "old", 4, is_old=True))
+    old = browse(write_run(tmp_path / "old", 4, is_old=True))
     assert "num_tokens" not in pq.ParquetFile(file_of(tmp_path / "old", 1)).schema_arrow.names
-    assert old.query(Query()).rows == RolloutBrowser(run_dir).query(Query()).rows
+    assert old.query(Query()).rows == browse(run_dir).query(Query()).rows
 
 
 def test_files_of_both_kinds_stand_in_one_index(own_run):
-    expected = ids(RolloutBrowser(own_run), sort="advantage")
+    expected = ids(browse(own_run), sort="advantage")
     write_step(own_run, 2, groups_of(2), is_old=True)
-    assert ids(RolloutBrowser(own_run), sort="advantage") == expected
+    assert ids(browse(own_run), sort="advantage") == expected
 
 
 def test_a_file_with_few_columns_leaves_the_others_open(tmp_path):
@@ -82,7 +89,7 @@ def test_a_file_with_few_columns_leaves_the_others_open(tmp_path):
     path = file_of(tmp_path, 1)
     few = pq.ParquetFile(path).read(["group_id", "sample", "prompt", "reply", "score"])
     pq.write_table(few, path)
-    browser = RolloutBrowser(tmp_path)
+    browser = browse(tmp_path)
     row = browser.query(Query(limit=1)).rows[0]
     assert row.score is not None
     assert (row.prompt_row, row.length, row.staleness, row.advantage, row.engine, row.rewards) == (
@@ -96,7 +103,7 @@ def test_losses_of_whole_replies_have_no_advantage_and_stored_replies_no_age(tmp
     own = [reply(1, 1, k) for k in range(2)]
     for is_old in (False, True):
         write_step(tmp_path, 1, [pair, own], has_advantages=False, is_old=is_old)
-        rows = RolloutBrowser(tmp_path).query(Query(sort="advantage")).rows
+        rows = browse(tmp_path).query(Query(sort="advantage")).rows
         assert [row.advantage for row in rows] == [None] * 4
         assert [row.staleness for row in rows] == [None, None, 0, 0]
         assert {row.source for row in rows} == {"stored", "policy"}
@@ -108,7 +115,7 @@ def test_numbers_that_are_not_finite_come_last_and_as_none(tmp_path):
     scores = [0.5, math.nan, -1.0, math.nan, 2.0, 0.0]
     at = table.schema.get_field_index("score")
     pq.write_table(table.set_column(at, "score", [scores]), file_of(tmp_path, 1))
-    browser = RolloutBrowser(tmp_path)
+    browser = browse(tmp_path)
     for descending in (True, False):
         page = browser.query(Query(sort="score", descending=descending))
         known = sorted([0.5, -1.0, 2.0, 0.0], reverse=descending)
@@ -131,7 +138,7 @@ KEYS = {
 @pytest.mark.parametrize("descending", [True, False])
 @pytest.mark.parametrize("key", KEYS)
 def test_pages_of_any_order_are_those_of_sorted(run_dir, key, descending):
-    browser = RolloutBrowser(run_dir)
+    browser = browse(run_dir)
     expected = sorted(stored(run_dir), key=KEYS[key], reverse=descending)
     if descending:  # sorted(reverse=True) keeps equals in their order, as the pages do
         assert expected[0] is not None
@@ -175,7 +182,7 @@ def test_the_first_of_many_are_those_of_a_stable_sort(count):
     ],
 )  # fmt: skip
 def test_a_filter_finds_what_passes_it_and_nothing_else(run_dir, wanted, passes):
-    page = RolloutBrowser(run_dir).query(Query(filter=wanted, budget_s=5))
+    page = browse(run_dir).query(Query(filter=wanted, budget_s=5))
     expected = [name_of(row) for row in stored(run_dir) if passes(row)]
     assert [row.id for row in page.rows] == expected
     assert page.total == len(expected)
@@ -193,7 +200,7 @@ def test_a_query_that_makes_no_sense_is_refused(wrong):
 def test_long_texts_are_cut_around_what_was_looked_for(tmp_path):
     text = "x" * 2000 + " Needle " + "y" * 2000
     write_step(tmp_path, 1, [[reply(1, 0, 0, text=text)]])
-    shown = RolloutBrowser(tmp_path).query(Query(filter=Filter(text="needle"))).rows[0].reply
+    shown = browse(tmp_path).query(Query(filter=Filter(text="needle"), budget_s=5)).rows[0].reply
     assert "Needle" in shown
     assert shown.startswith("…x")
     assert shown.endswith("y…")
@@ -218,7 +225,7 @@ def test_the_first_page_needs_the_newest_files_alone(tmp_path):
 def test_a_search_without_time_goes_on_where_it_stopped(tmp_path):
     for step in range(1, 13):
         write_step(tmp_path, step, groups_of(step))
-    browser = RolloutBrowser(tmp_path)
+    browser = browse(tmp_path)
     browser.refresh()
     query = Query(filter=Filter(text="Reply 1 of"), budget_s=0.0)
     pages = [browser.query(query)]
@@ -264,7 +271,7 @@ def test_rows_of_several_row_groups_are_found(tmp_path):
     count = 2 * ROWS_PER_GROUP + 10
     write_step(tmp_path, 1, [[reply(1, 0, k) for k in range(count)]])
     assert pq.ParquetFile(file_of(tmp_path, 1)).num_row_groups == 3
-    browser = RolloutBrowser(tmp_path)
+    browser = browse(tmp_path)
     shown = browser.query(Query(offset=ROWS_PER_GROUP - 2, limit=4)).rows
     for row in shown:
         assert row.reply == reply_text(0, row.sample)
@@ -279,7 +286,7 @@ def test_rows_of_several_row_groups_are_found(tmp_path):
 
 
 def test_new_steps_appear_and_steps_that_were_taken_back_go(own_run):
-    browser = RolloutBrowser(own_run)
+    browser = browse(own_run)
     assert browser.query(Query()).total == 18
     write_step(own_run, 4, groups_of(4))
     assert ids(browser, limit=1) == ["4-6-0"]
@@ -289,20 +296,22 @@ def test_new_steps_appear_and_steps_that_were_taken_back_go(own_run):
 
 
 def test_a_step_that_is_written_anew_replaces_its_samples(own_run):
-    browser = RolloutBrowser(own_run)
-    assert browser.query(Query(filter=Filter(text="of group 4"))).total == 3
+    browser = browse(own_run)
+    assert browser.query(Query(filter=Filter(text="of group 4"), budget_s=5)).total == 3
     Ledger(own_run).rewind(2)
     write_step(own_run, 3, [[reply(3, 9, 0, text="anew")]])
     rows = browser.query(Query(filter=Filter(steps=(3, 3)))).rows
     assert [(row.id, row.reply) for row in rows] == [("3-9-0", "anew")]
-    assert browser.query(Query(filter=Filter(text="of group 4"))).total == 0
-    assert [row.id for row in browser.query(Query(filter=Filter(text="anew"))).rows] == ["3-9-0"]
+    assert browser.query(Query(filter=Filter(text="of group 4"), budget_s=5)).total == 0
+    assert [
+        row.id for row in browser.query(Query(filter=Filter(text="anew"), budget_s=5)).rows
+    ] == ["3-9-0"]
 
 
 def test_a_file_that_is_replaced_unseen_is_noticed_where_its_rows_are_read(tmp_path):
     for step in range(1, 21):
         write_step(tmp_path, step, groups_of(step))
-    browser = RolloutBrowser(tmp_path)
+    browser = browse(tmp_path)
     browser.refresh()
     folder = file_of(tmp_path, 1).parent
     times = folder.stat()
@@ -314,7 +323,7 @@ def test_a_file_that_is_replaced_unseen_is_noticed_where_its_rows_are_read(tmp_p
 
 
 def test_a_second_rank_joins_a_step_that_was_seen(own_run):
-    browser = RolloutBrowser(own_run)
+    browser = browse(own_run)
     assert browser.query(Query()).total == 18
     folder = file_of(own_run, 3).parent
     times = folder.stat()
@@ -327,7 +336,7 @@ def test_a_torn_file_is_named_and_the_others_are_shown(own_run):
     path = file_of(own_run, 2)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    browser = RolloutBrowser(own_run)
+    browser = browse(own_run)
     page = browser.query(Query())
     assert page.total == 12
     assert page.is_whole
@@ -349,22 +358,22 @@ def test_pages_that_cannot_be_read_are_named_in_their_rows(own_run):
     start = column.dictionary_page_offset
     content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     path.write_bytes(content)
-    browser = RolloutBrowser(own_run)
+    browser = browse(own_run)
     page = browser.query(Query(sort="score"))
     assert page.total == 18, "its numbers can be read"
     assert sum("torn" in row.prompt for row in page.rows) == 6
-    found = browser.query(Query(filter=Filter(text="group")))
+    found = browser.query(Query(filter=Filter(text="group"), budget_s=5))
     assert (found.total, found.is_whole) == (12, True)
 
 
 def test_a_run_without_samples_is_empty(tmp_path):
-    page = RolloutBrowser(tmp_path).query(Query())
+    page = browse(tmp_path).query(Query())
     assert (page.rows, page.total, page.files, page.is_whole) == ([], 0, 0, True)
     assert RolloutBrowser(tmp_path).overview().last_step is None
     (tmp_path / "experience" / "step=000001").mkdir(parents=True)
     (tmp_path / "experience" / "notes.txt").write_text("mine")
     (tmp_path / "experience" / "step=000001" / ".rank=0.parquet.77").write_bytes(b"half")
-    assert RolloutBrowser(tmp_path).query(Query()).total == 0
+    assert browse(tmp_path).query(Query()).total == 0
 
 
 def test_a_browser_keeps_up_by_itself_and_writes_nothing(own_run):
@@ -420,7 +429,7 @@ def test_many_threads_read_while_steps_are_rewritten(tmp_path):
 
 
 def test_groups_are_found_from_their_step_and_from_their_prompt(run_dir):
-    browser = RolloutBrowser(run_dir)
+    browser = browse(run_dir)
     groups = browser.groups_of_step(2)
     assert [group.group_id for group in groups] == [2, 3]
     # Group 2: (14 + 3k) % 11 / 4 - 1 = -0.25, 0.5, 1.25, and 2/1024.
@@ -435,7 +444,7 @@ def test_groups_are_found_from_their_step_and_from_their_prompt(run_dir):
 
 
 def test_an_overview_names_what_can_be_chosen(run_dir):
-    overview = RolloutBrowser(run_dir).overview()
+    overview = browse(run_dir).overview()
     assert (overview.num_samples, overview.num_groups) == (24, 8)
     assert (overview.first_step, overview.last_step) == (1, 4)
     assert overview.finish_reasons == ["length", "stop"]
