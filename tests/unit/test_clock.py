@@ -22,7 +22,6 @@ SHOWN = {
     "cluster/pages/view.py",  # up to when a picture is drawn
     "cluster/run_state.py",  # whether a run looks alive from another machine, for people
     "cluster/k8s/drain.py",  # nodes are told by it until when to stay
-    "cluster/loggers/tensorboard.py",  # for people; the order of its files is that of their names
     "cluster/diagnosis/nodes.py",  # compares the clocks of nodes
 }
 """Files that read the clock on the wall, and why that decides nothing."""
