@@ -24,7 +24,7 @@ from cluster.charts import Point, Series, line_chart, number, scatter_chart
 from cluster.dashboards.drawing import Figure
 from cluster.headline import short
 from cluster.ledger import write_table
-from cluster.report import render_page
+from cluster.templates import render_page
 from configs.ablation_plan import Plan
 from rl.statistics import Interval
 

@@ -32,6 +32,8 @@ class Series:
     low: Sequence[float] = ()
     """Where given, with `high`: a shaded range around the curve."""
     high: Sequence[float] = ()
+    gap: float = math.inf
+    """The curve is broken where its steps are further apart."""
 
     @property
     def last(self) -> float:
@@ -95,7 +97,7 @@ def line_chart(
         if is_smoothed and not few:
             marks.append(_line(frame, one.steps, one.values, f"raw c{one.color}"))
             values = smoothed(one.values)
-        marks.append(_line(frame, one.steps, values, f"line c{one.color}"))
+        marks.append(_line(frame, one.steps, values, f"line c{one.color}", one.gap))
         if few:
             marks.extend(_dots(frame, one.steps, one.values, one.color))
     strips = _strips(frame, series, [one.values for one in series], x_label)
@@ -252,14 +254,21 @@ def _columns(series: Sequence[Series]) -> list[tuple[float, ...]]:
     return list(zip(*(one.values for one in series), strict=True))
 
 
-def _line(frame: Frame, steps: Sequence[float], values: Sequence[float], css: str) -> str:
-    path, pen = [], "M"
+def _line(
+    frame: Frame,
+    steps: Sequence[float],
+    values: Sequence[float],
+    css: str,
+    gap: float = math.inf,
+) -> str:
+    path, last = [], -math.inf
     for step, value in zip(steps, values, strict=True):
         if not math.isfinite(value):
-            pen = "M"
+            last = -math.inf
             continue
+        pen = "L" if step - last <= gap and math.isfinite(last) else "M"
         path.append(f"{pen}{frame.x(step):.1f} {frame.y(value):.1f}")
-        pen = "L"
+        last = step
     return f'<path class="{css}" d="{"".join(path)}"/>'
 
 

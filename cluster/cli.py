@@ -196,10 +196,31 @@ def ablate(
 
 @app.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of a run or of a demo.")],
+    run_dir: Annotated[
+        Path, typer.Argument(help="Folder of a run or of a demo; with --serve, of several runs.")
+    ],
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Show live pages in a browser until Ctrl-C.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="With --serve; a free one if left out.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="With --serve; beyond this machine a token is needed.")
+    ] = None,
+    open_browser: Annotated[
+        bool, typer.Option("--open", help="With --serve: open them in a browser.")
+    ] = False,
 ) -> None:
-    """Write report.html of a run, finished or not."""
+    """Write report.html of a run, finished or not, or serve its pages: docs/pages.md."""
     with guarded(debug=False):
+        if serve:
+            from cluster.pages.command import serve_pages
+
+            serve_pages(run_dir, host or "127.0.0.1", port or 0, open_browser=open_browser)
+            return
+        if port is not None or host is not None or open_browser:
+            raise ValueError("--port, --host and --open are of --serve: add it")
         from cluster.report import write_demo_report, write_report
 
         is_demo = (run_dir / "run" / "config.yaml").exists()

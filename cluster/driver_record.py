@@ -40,6 +40,12 @@ def driver_lives(run_dir: str | Path) -> int | None:
     return process.pid if process is not None and process.pid != os.getpid() else None
 
 
+def driver_host(run_dir: str | Path) -> str | None:
+    """The other machine whose process drives the run, or did until it died; None without one."""
+    host = _facts(run_dir).get("host")
+    return host if isinstance(host, str) and host != socket.gethostname() else None
+
+
 def left_behind(run_dir: str | Path) -> list[psutil.Process]:
     """Living processes of the Ray that a dead driver of this machine had started for the run."""
     facts = _facts(run_dir)

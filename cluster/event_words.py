@@ -35,6 +35,8 @@ _WORDS: dict[str, Callable[[Event], str]] = {
     "logger_failed": lambda e: f"logger {e['logger']} failed: {e['error']}",
     "logger_recovered": lambda e: f"logger {e['logger']} is back",
     "preempted": lambda e: "learner stopped before its node is taken away",
+    "profile_failed": lambda e: f"no profile of learner-{e['rank']}: {e['reason']}",
+    "profile_written": lambda e: f"profile of learner-{e['rank']} written",
     "rank_stuck": lambda e: f"learner-{e['rank']} stuck in {e['phase']}",
     "seat_empty": lambda e: f"{e['seat']} stays empty for {e['seconds']:.0f} s: {e['reason']}",
 }

@@ -11,6 +11,9 @@ from typing import Any
 from configs.redaction import redact
 
 FILE = "events.jsonl"
+BAD = ("fail", "lost", "stuck", "torn", "empty", "preempt")
+GOOD = ("replaced", "joined", "started", "added", "resized")
+"""In the kind of an event: something went wrong, or was mended."""
 
 
 def record(run_dir: str | Path, kind: str, **facts: Any) -> None:
@@ -24,6 +27,17 @@ def record(run_dir: str | Path, kind: str, **facts: Any) -> None:
             file.write(line.encode())
     except OSError:
         pass
+
+
+def tone(kind: str) -> str:
+    """`worse` for an event that says that something went wrong, `better` where it was mended.
+
+    >>> tone("engine_lost"), tone("engine_replaced"), tone("checkpoint_saved")
+    ('worse', 'better', '')
+    """
+    if any(word in kind for word in BAD):
+        return "worse"
+    return "better" if any(word in kind for word in GOOD) else ""
 
 
 def read_events(run_dir: str | Path) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from cluster.checkpoints.manifest import counting
 from cluster.checkpoints.store import PLACE, Store
-from cluster.driver_record import driver_lives
 from cluster.events import read_events
 from cluster.failure import bundles, last_lines
 from cluster.ledger import USED, read_ledger
@@ -16,6 +15,7 @@ from cluster.phases import FOLDER as PHASES
 from cluster.phases import phases
 from cluster.run_folder import check_is_run
 from cluster.run_record import read_run
+from cluster.run_state import state_of
 
 NUM_EVENTS = 10
 LAST_LINES = 12
@@ -32,7 +32,7 @@ def inspect_run(run_dir: Path) -> dict[str, Any]:
         "run": str(run_dir),
         "method": run.method,
         "model": run.section("model").get("path"),
-        "state": _state(run_dir, bool(run.summary), found),
+        "state": state_of(run_dir, found),
         "step": step,
         "num_steps": run.num_steps,
         "phases": _phases(run_dir),
@@ -42,23 +42,6 @@ def inspect_run(run_dir: Path) -> dict[str, Any]:
         "notes": list(run.notes),
         "failures": [{"folder": f.name, **failure_facts(f)} for f in found],
     }
-
-
-def _state(run_dir: Path, has_summary: bool, found: list[Path]) -> str:
-    """`finished`, `running`, `failed` or `stopped`.
-
-    Whether it is running is known on the driver's machine alone.
-    """
-    if driver_lives(run_dir):
-        return "running"
-    if has_summary:
-        return "finished"
-    metrics, failed = run_dir / "metrics.jsonl", found[:1]
-    if not failed:
-        return "stopped"
-    # A run that went on after its failure, and was stopped then, did not fail.
-    went_on = metrics.exists() and metrics.stat().st_mtime > failed[0].stat().st_mtime
-    return "stopped" if went_on else "failed"
 
 
 def _phases(run_dir: Path) -> dict[str, dict[str, Any]]:

@@ -214,7 +214,7 @@ def _token_table(sample: Sample) -> list[str]:
         return ["tokens    none stored"]
     numbers = ("sampled", "learner", "reference", "KL", "advantage")
     lines = [
-        f"{'#':>5} {'id':>7}  {'token':<24}"
+        f"{'#':>5} {'id':>7}  {'token':<20}"
         + "".join(f"{name:>11}" for name in numbers)
         + f"{'version':>9}"
     ]
@@ -223,7 +223,7 @@ def _token_table(sample: Sample) -> list[str]:
             token.rollout_logprob, token.old_logprob, token.ref_logprob, token.kl, token.advantage,
         )  # fmt: skip
         text = "" if token.text is None else repr(token.text)[1:-1]
-        line = f"{token.position:>5} {token.id:>7}  {_one_line(text, 24, keep=True):<24}"
+        line = f"{token.position:>5} {token.id:>7}  {_one_line(text, 20, keep=True):<20}"
         line += "".join(f"{_signed(value):>11}" for value in values)
         lines.append(f"{line}{_count(token.version):>9}")
     return lines

@@ -21,6 +21,7 @@ import pyarrow as pa
 import ray.train
 import torch
 from ray.train.torch import get_device
+from torch.profiler import record_function
 
 from actors.learner import Learner
 from actors.policy_update import update_policy
@@ -36,6 +37,7 @@ from cluster.jobs import OfflineJob, OnlineJob
 from cluster.ledger import write_table
 from cluster.metrics.telemetry import unix_now
 from cluster.phases import set_phase
+from cluster.profiling import profiled
 from cluster.publisher import Publisher
 from cluster.references import (
     latest_reference,
@@ -91,7 +93,8 @@ def learn_online(job: OnlineJob) -> None:
     session, publisher = _open_session(job, learner, checkpoints.attempt)
     session.begin(learner.state.version)
     _answer(job, session, "before")
-    for step in range(learner.state.version + 1, config.algorithm.num_steps + 1):
+    steps = range(learner.state.version + 1, config.algorithm.num_steps + 1)
+    for step in profiled(config, learner.rank, steps):
         started = time.monotonic()
         set_phase(config.cluster.run_dir, f"learner-{learner.rank}", "take")
         experiences, timing = session.take(step)
@@ -134,7 +137,8 @@ def _finish(learner: Learner, checkpoints: Checkpoints) -> None:
 def phase(learner: Learner, name: str) -> Iterator[None]:
     """Say what this rank does, and end the process where it never comes out of it."""
     set_phase(learner.config.cluster.run_dir, f"learner-{learner.rank}", name)
-    with _in_time(learner.config, learner.rank, name, "phase_deadline_s"):
+    timed = _in_time(learner.config, learner.rank, name, "phase_deadline_s")
+    with timed, record_function(name):
         yield
 
 
@@ -262,7 +266,8 @@ def learn_offline(job: OfflineJob) -> None:
     held_out = job.validation[learner.rank :: learner.world_size] or job.validation[:1]
     num_steps = config.algorithm.num_steps
     metrics: Metrics = {}
-    for step in range(learner.state.version + 1, num_steps + 1):
+    steps = range(learner.state.version + 1, num_steps + 1)
+    for step in profiled(config, learner.rank, steps):
         started = time.monotonic()
         rows = offline_rows(config, step, len(job.train))[learner.rank :: learner.world_size]
         with phase(learner, "update"):

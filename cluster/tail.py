@@ -78,6 +78,12 @@ class MetricsTail:
         """Lines that were read, the newest last: the last ones of all, and few of old ones."""
         self.written_at = 0.0
         """Unix time of the last write before the last look."""
+        self._torn = self._torn_last = 0
+
+    @property
+    def num_torn(self) -> int:
+        """Lines so far that are no row."""
+        return self._torn + self._torn_last
 
     def read(self) -> list[dict[str, Any]]:
         """New whole rows, at most about `CHUNK` bytes; torn lines are left out.
@@ -89,6 +95,7 @@ class MetricsTail:
         except FileNotFoundError:
             return []
         rows = []
+        self._torn_last = 0
         with file:
             while self.marks and not self.marks[-1].is_in(file):
                 self.marks.pop()
@@ -99,9 +106,12 @@ class MetricsTail:
                 if not line.endswith(b"\n"):
                     break
                 end += len(line)
-                if (row := _row(line)) is not None:
-                    rows.append(row)
-                    self._remember(Mark(end, len(line), zlib.crc32(line)))
+                if (row := _row(line)) is None:
+                    self._torn_last += bool(line.strip())  # read again, unless a row follows
+                    continue
+                rows.append(row)
+                self._torn, self._torn_last = self._torn + self._torn_last, 0
+                self._remember(Mark(end, len(line), zlib.crc32(line)))
         return rows
 
     def _remember(self, mark: Mark) -> None:

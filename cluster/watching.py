@@ -58,7 +58,12 @@ def pages_for(config: RunConfig, root: Path | None) -> Iterator[str | None]:
 
     run_dir = Path(config.cluster.run_dir)
     try:
-        pages = start_pages(root or run_dir, run_dir, port=config.cluster.metrics.pages_port or 0)
+        pages = start_pages(
+            root or run_dir,
+            run_dir,
+            port=config.cluster.metrics.pages_port or 0,
+            field="cluster.metrics.pages_port",
+        )
     except OSError as error:
         logger.warning("no pages: %s", error)
         yield None

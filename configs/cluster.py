@@ -1,6 +1,6 @@
 """The `cluster` section: where everything runs, and what becomes of what fails."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -8,6 +8,18 @@ from configs.base import NonNegative, NonNegativeFloat, Positive, PositiveFloat,
 from configs.kubernetes import KubernetesConfig
 from configs.metrics import MetricsConfig
 from configs.reward_service import RewardServiceConfig
+
+MOST_PROFILED = 20
+"""Steps: a trace of more is too large for what shows it."""
+
+
+class ProfileConfig(Section):
+    """A trace of some steps on every rank, `profile/rank=R.json.gz` of the run folder. These steps
+    take longer, and the trace is held in memory until it is written."""
+
+    first_step: Positive = 3
+    """The first steps also set things up."""
+    num_steps: Annotated[int, Field(gt=0, le=MOST_PROFILED)] = 2
 
 
 class LearnerPlacement(Section):
@@ -35,6 +47,8 @@ class LearnerPlacement(Section):
     """A rank that takes longer to load its model, or a checkpoint, is stuck, and ends itself."""
     phase_deadline_s: PositiveFloat = 1800.0
     """A rank whose update, sync or checkpoint takes longer is stuck, and ends itself."""
+    profile: ProfileConfig | None = None
+    """Trace some steps with torch's profiler; where empty, none."""
 
 
 class RolloutPlacement(Section):

@@ -12,3 +12,13 @@ def loggers_are_fed(config: RunConfig) -> str | None:
         f"cluster.metrics.enabled=false feeds no loggers: set it to true, or cluster.metrics."
         f"loggers.{named[0]} to null"
     )
+
+
+def profiled_steps_are_taken(config: RunConfig) -> str | None:
+    profile, steps = config.cluster.learner.profile, config.algorithm.num_steps
+    if profile is None or profile.first_step + profile.num_steps - 1 <= steps:
+        return None
+    return (
+        f"cluster.learner.profile.first_step={profile.first_step} with num_steps="
+        f"{profile.num_steps} goes beyond algorithm.num_steps={steps}: lower one of them"
+    )

@@ -1,20 +1,23 @@
 """Panels drawn from a run folder: the same definitions as Grafana's, as SVG for our own pages."""
 
 import math
-from bisect import bisect_right
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
 from cluster.charts import MAX_POINTS, Series, line_chart, number, stacked_chart
+from cluster.dashboards.definition import DASHBOARDS
 from cluster.dashboards.panel import Panel
-from cluster.metrics.history import Line, RunHistory
+from cluster.metrics.history import SILENT_S, Line, RunHistory
 from cluster.metrics.table import find
 
 MOST_LINES = 12
 """More cannot be told apart; the rest is left out and counted."""
 NUM_COLORS = 8
 """Of the style sheet."""
+NO_FIGURES = {"step", "policy_version", "time_s", "unix_time"}
+"""Of a row of metrics.jsonl: what the others are drawn over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +33,25 @@ class Figure:
     warning: str
 
 
-def figure(history: RunHistory, panel: Panel) -> Figure | None:
-    """The panel as SVG; None where the run has none of its figures."""
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """From where on a run is drawn."""
+
+    step: float = 0.0
+    time: float = 0.0
+    """Unix seconds."""
+
+
+WHOLE = Window()
+
+
+def figure(history: RunHistory, panel: Panel, window: Window = WHOLE) -> Figure | None:
+    """The panel as SVG; None where the run has none of its figures in the window."""
     if panel.is_by_step:
         found = [line for curve in panel.curves for line in history.lines(curve)]
-        series, x_label = _by_step(found), "learner step"
+        series, x_label = by_step([_since(line, window.step) for line in found]), "learner step"
     else:
-        series, x_label = _over_time(history, panel)
+        series, x_label = _over_time(history, panel, window.time)
     series = _distinct([one for one in series if one.steps])
     if not series:
         return None
@@ -56,12 +71,24 @@ def figure(history: RunHistory, panel: Panel) -> Figure | None:
     )
 
 
-def figure_of_key(history: RunHistory, key: str) -> Figure | None:
+def keys_without_panel(history: RunHistory) -> list[str]:
+    """What was measured and has no panel, but for the spread of each part of a reward."""
+    panels = [panel for dashboard in DASHBOARDS for panel in dashboard.panels]
+    curves = [curve for panel in panels for curve in panel.curves]
+    shown = {key for curve in curves for key in history.keys_of(curve)}
+    return sorted(
+        key
+        for key in history.step_keys - shown - NO_FIGURES
+        if (found := find(key)) is None or not found[0].key.startswith("reward/{reward}/p")
+    )
+
+
+def figure_of_key(history: RunHistory, key: str, window: Window = WHOLE) -> Figure | None:
     """A chart of one figure of the steps that has no panel."""
-    line = history.line_of_key(key)
+    line = _since(history.line_of_key(key), window.step)
     if not line.x:
         return None
-    (series,) = _by_step([line])
+    (series,) = by_step([line])
     found = find(key)
     return Figure(
         title=key,
@@ -81,7 +108,15 @@ def _warning(shown: list[Series], count: int) -> str:
     return " ".join(words)
 
 
-def _by_step(lines: list[Line]) -> list[Series]:
+def _since(line: Line, x: float) -> Line:
+    at = bisect_left(line.x, x)
+    if not at:
+        return line
+    return replace(line, x=line.x[at:], y=line.y[at:], low=line.low[at:], high=line.high[at:])
+
+
+def by_step(lines: list[Line]) -> list[Series]:
+    """Lines over learner steps, each in a colour of its own."""
     return [
         Series(
             name=line.name,
@@ -95,12 +130,14 @@ def _by_step(lines: list[Line]) -> list[Series]:
     ]
 
 
-def _over_time(history: RunHistory, panel: Panel) -> tuple[list[Series], str]:
+def _over_time(history: RunHistory, panel: Panel, since: float) -> tuple[list[Series], str]:
     """All curves in common bins of time, so that one look reads them all."""
-    found = [line for curve in panel.curves for line in history.at_times(curve) if line.x]
+    lines = [line for curve in panel.curves for line in history.at_times(curve)]
+    found = [line for line in (_since(line, since) for line in lines) if line.x]
     if not found:
         return [], ""
     start = history.began if history.began is not None else min(line.x[0] for line in found)
+    start = max(start, since)
     end = max(line.x[-1] for line in found)
     length = max(end - start, 1.0)
     scale, x_label = _clock(length)
@@ -113,8 +150,22 @@ def _over_time(history: RunHistory, panel: Panel) -> tuple[list[Series], str]:
             if value is not None:
                 steps.append(centre)
                 values.append(value)
-        series.append(Series(name=line.name, color=color % NUM_COLORS, steps=steps, values=values))
+        series.append(
+            Series(
+                name=line.name,
+                color=color % NUM_COLORS,
+                steps=steps,
+                values=values,
+                gap=_gap(line, length / count) / scale,
+            )
+        )
     return series, x_label
+
+
+def _gap(line: Line, width: float) -> float:
+    """Seconds without a point after which a process was not there, at bins of that width."""
+    is_told_often = len(line.x) > 1 and line.x[-1] - line.x[0] < SILENT_S * len(line.x)
+    return max(SILENT_S, 2.5 * width) if is_told_often else math.inf
 
 
 def _clock(length_s: float) -> tuple[float, str]:

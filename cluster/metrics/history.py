@@ -1,11 +1,14 @@
 """The figures of one run over its steps and over time, read from its folder as they come.
 
-Works on dead and on running runs and writes nothing. `refresh` reads only what was appended.
+Works on dead and on running runs and writes nothing. `refresh` reads only what was appended. What
+processes tell over days is kept coarser the longer ago it was, so that a reader does not grow.
 """
 
-from bisect import bisect_right
+import sys
+from array import array
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,17 @@ from cluster.dashboards.panel import Curve
 from cluster.metrics.labels import labels_of
 from cluster.metrics.table import ACTOR, find
 from cluster.metrics.telemetry import TelemetryTail
+from cluster.metrics.telemetry import Told as TelemetryLine
 from cluster.tail import JsonlTail, MetricsTail
 
 RATE_S = 10.0
 """A counter's rate is taken over at least so long."""
+SILENT_S = 30.0
+"""A process that told nothing for so long was not there: its phase ended when it last told."""
+MOST_POINTS = 20_000
+"""Of one live figure. Where it has more, the older half keeps every second point."""
+MOST_CHANGES = 50_000
+"""Of a role's phases are kept, the newest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +55,7 @@ class Span:
 
 
 Points = tuple[list[float], list[float]]
+Told = tuple["array[float]", "array[float]"]
 
 
 class RunHistory:
@@ -63,30 +74,49 @@ class RunHistory:
         """Role -> (unix second, phase from then on)."""
         self.last_told: dict[str, float] = {}
         """Role -> unix second of its last line."""
+        self.silences: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        """Role -> (unix second of its last line before a silence, of the first one after it)."""
         self._metrics = MetricsTail(run_dir)
         self._events = JsonlTail(run_dir / "events.jsonl")
         self._telemetry = TelemetryTail(run_dir)
-        self._live: dict[tuple[str, str], Points] = defaultdict(lambda: ([], []))
+        self._live: dict[tuple[str, str], Told] = defaultdict(lambda: (array("d"), array("d")))
         """(key, role) -> points."""
         self._keys: set[str] = set()
+        self.revision = {"step": 0, "event": 0, "live": 0}
+        """By source of figures: another number whenever there is something new to draw."""
 
     # ---- reading ---------------------------------------------------------------------------
 
     def refresh(self) -> None:
         """Read what was appended since the last time."""
         while rows := self._metrics.read():
+            self.revision["step"] += 1
             for row in rows:
                 self._add_row(row)
-        self.events += self._events.read()
+        events = self._events.read()
+        self.events += events
+        self.revision["event"] += bool(events)
         for role, lines in self._telemetry.read().items():
-            for told in lines:
-                self.last_told[role] = told.time
-                if told.phase is not None:
-                    self.phases[role].append((told.time, told.phase))
-                for key, value in told.values.items():
-                    xs, ys = self._live[key, role]
-                    xs.append(told.time)
-                    ys.append(value)
+            self.revision["live"] += 1
+            self._add_told(role, lines)
+
+    def _add_told(self, role: str, lines: Iterable[TelemetryLine]) -> None:
+        changes = self.phases[role]
+        for told in lines:
+            before = self.last_told.get(role, told.time)
+            if told.time - before > SILENT_S:
+                self.silences[role].append((before, told.time))
+            self.last_told[role] = told.time
+            if told.phase is not None:
+                changes.append((told.time, sys.intern(told.phase)))
+            for key, value in told.values.items():
+                xs, ys = self._live[key, role]
+                xs.append(told.time)
+                ys.append(value)
+                if len(xs) > MOST_POINTS:
+                    del xs[: MOST_POINTS // 2 : 2], ys[: MOST_POINTS // 2 : 2]
+        if len(changes) > MOST_CHANGES:
+            del changes[: -MOST_CHANGES // 2]
 
     def _add_row(self, row: dict[str, Any]) -> None:
         """A run that was resumed repeats steps: the last row of a step counts."""
@@ -94,10 +124,21 @@ class RunHistory:
         if self.rows and self.rows[-1]["step"] >= step:
             at = bisect_right([other["step"] for other in self.rows], step - 1)
             del self.rows[at:]
-        self.rows.append(row)
+        # Each line brings its keys anew; thousands of rows share one set.
+        self.rows.append({sys.intern(key): value for key, value in row.items()})
         self._keys |= row.keys()
 
     # ---- asking ----------------------------------------------------------------------------
+
+    @property
+    def num_torn(self) -> int:
+        """Lines of metrics.jsonl that could not be read."""
+        return self._metrics.num_torn
+
+    @property
+    def newest(self) -> float | None:
+        """Unix second of the last line of anybody; None where nobody told anything."""
+        return max(self.last_told.values(), default=None)
 
     @property
     def step_keys(self) -> set[str]:
@@ -184,9 +225,16 @@ class RunHistory:
             for at in range(first, len(changes)):
                 start, phase = changes[at]
                 end = changes[at + 1][0] if at + 1 < len(changes) else self.last_told[role]
+                end = self._end_of(role, start, end)
                 if end >= since:
                     spans.append(Span(role=role, phase=phase, start=max(start, since), end=end))
         return spans
+
+    def _end_of(self, role: str, start: float, end: float) -> float:
+        """When a phase ended: before its successor began, if the process fell silent in it."""
+        quiet = self.silences[role]
+        at = bisect_left(quiet, (start, start))
+        return min(end, quiet[at][0]) if at < len(quiet) else end
 
     @property
     def began(self) -> float | None:
@@ -197,7 +245,7 @@ class RunHistory:
         return min(firsts, default=None)
 
 
-def rate(xs: list[float], ys: list[float]) -> Points:
+def rate(xs: Sequence[float], ys: Sequence[float]) -> Points:
     """Growth per second of a counter; where it falls, its process was started anew from 0."""
     x, y = [], []
     at = 0

@@ -31,7 +31,7 @@ SLICE_S = 0.3
 """After so long, what was indexed is shown."""
 INTERVAL_S = 1.0
 """Between two looks at a run that goes on."""
-TRIES = 5
+TRIES = 3
 """A run that goes back to a checkpoint moves its files once, not again and again."""
 
 
@@ -107,20 +107,23 @@ class RolloutBrowser:
 
     def _snapshot(self) -> Snapshot:
         """As new as a request can wait for."""
-        if self._thread is not None and self._index.snapshot.num_files:
-            return self._index.snapshot
-        return self._index.refresh(FIRST_S)
+        if self._thread is None or not self._index.was_listed:
+            self._index.refresh(FIRST_S)
+        while not self._index.was_listed:  # another thread is about to
+            self._index.refresh(FIRST_S)
+        return self._index.snapshot
 
     def _unless_changed(self, ask: Callable[[Snapshot], Answer]) -> Answer:
-        """Ask again where a run has replaced the files under way."""
-        snapshot = self._snapshot()
-        for _ in range(TRIES):
+        """Ask again where a run has replaced files under way; in the end, without those files."""
+        snapshot, tries = self._snapshot(), 0
+        while True:
             try:
                 return ask(snapshot)
             except Changed as error:
-                self._index.recheck(error.files)
-                snapshot = self._index.refresh(FIRST_S)
-        return ask(snapshot)
+                snapshot, tries = snapshot.without(error.files), tries + 1
+                if tries <= TRIES:
+                    self._index.recheck(error.files)
+                    snapshot = self._index.refresh(FIRST_S)
 
     # ---- samples ---------------------------------------------------------------------------
 

@@ -45,6 +45,9 @@ class StepFile:
     mtime_ns: int
     inode: int
 
+    def __hash__(self) -> int:
+        return hash(self.path)  # asked for thousands of times a page; texts keep theirs
+
     @property
     def name(self) -> str:
         """For people: `step=000012/rank=0.parquet`."""
@@ -131,7 +134,12 @@ class OpenFile:
     """A Parquet file that is read by row group and column, on the caller's thread."""
 
     def __init__(self, source: pa.NativeFile, dictionaries: Iterable[str]) -> None:
-        self._file = pq.ParquetFile(source, read_dictionary=list(dictionaries), pre_buffer=False)
+        try:
+            self._file = pq.ParquetFile(
+                source, read_dictionary=list(dictionaries), pre_buffer=False
+            )
+        except KeyError:  # it lacks one of them
+            self._file = pq.ParquetFile(source, pre_buffer=False)
         self.names = frozenset(self._file.schema_arrow.names)
         """Of its columns: runs of before had fewer."""
         self.num_groups = self._file.num_row_groups

@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,19 @@ class Snapshot:
         """Of the run, but for torn ones."""
         return len(self.files) + self.num_pending
 
+    def without(self, files: Iterable[StepFile]) -> "Snapshot":
+        """The same, but for some files, which count as still to be read."""
+        dropped = set(files)
+        kept = [number for number, file in enumerate(self.files) if file not in dropped]
+        slices = [self.slice_of(number) for number in kept]
+        return replace(
+            self,
+            files=tuple(self.files[number] for number in kept),
+            starts=np.cumsum([0, *(rows.stop - rows.start for rows in slices)]),
+            columns=joined([self.columns.part(rows.start, rows.stop) for rows in slices]),
+            num_pending=self.num_pending + len(self.files) - len(kept),
+        )
+
     def slice_of(self, number: int) -> slice:
         """The rows of the file with this number."""
         return slice(int(self.starts[number]), int(self.starts[number + 1]))
@@ -67,6 +80,8 @@ class Index:
         self._parts: dict[StepFile, Columns] = {}
         self._torn: dict[StepFile, str] = {}
         self._lock = threading.Lock()
+        self.was_listed = False
+        """Whether the snapshot says anything of the run yet."""
         self.snapshot = self._snapshot([])
 
     def refresh(self, budget_s: float | None = None) -> Snapshot:
@@ -87,6 +102,7 @@ class Index:
                 self._parts = {file: part for file, part in self._parts.items() if file in there}
                 self._torn = {file: note for file, note in self._torn.items() if file in there}
                 self.snapshot = self._snapshot(found)
+            self.was_listed = True
             return self.snapshot
         finally:
             self._lock.release()
@@ -114,7 +130,7 @@ class Index:
         files = [file for file in found if file in self._parts]
         columns = joined([self._parts[file] for file in files])
         lengths = [len(self._parts[file]) for file in files]
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        starts = np.cumsum([0, *lengths])
         for number, file in enumerate(files):  # views, so that nothing is held twice
             self._parts[file] = columns.part(int(starts[number]), int(starts[number + 1]))
         return Snapshot(

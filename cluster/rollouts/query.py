@@ -17,7 +17,7 @@ REWARD = "rewards/"
 MAX_LIMIT = 1000
 Range = tuple[float | None, float | None]
 """From and to, both included; None leaves a side open."""
-SCAN_SHARE = 0.7
+SCAN_SHARE = 0.6
 """Of a query's time; the rest is for reading the rows of the page."""
 
 

@@ -23,6 +23,7 @@ from tests.bench.learning import learning
 from tests.bench.memory import memory
 from tests.bench.overhead import overhead
 from tests.bench.rollout import rollout
+from tests.bench.rollouts import rollouts
 from tests.bench.sync import sync
 from tests.bench.watching import watching
 
@@ -34,10 +35,12 @@ BENCHMARKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "learning": learning,
     "memory": memory,
     "watching": watching,
+    "rollouts": rollouts,
 }
 """All but the long ones run where none is named."""
-LONG = ("learning", "memory", "watching")
-"""Half an hour of training; ten minutes of runs that want the machine for themselves, twice."""
+LONG = ("learning", "memory", "watching", "rollouts")
+"""Half an hour of training; ten minutes of runs that want the machine for themselves, twice; three
+minutes and a GiB of disk for a million samples."""
 
 
 def machine() -> dict[str, Any]:

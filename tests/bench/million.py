@@ -78,7 +78,15 @@ def pool_of(texts: list[str], tokenizer: Any) -> Pool:
 class MadeUpRun:
     """Draws the steps of a run, one table at a time."""
 
-    def __init__(self, folder: Path, num_samples: int, num_steps: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        num_samples: int,
+        num_steps: int,
+        *,
+        num_prompts: int = 4096,
+        seed: int = 0,
+    ) -> None:
         per_step = num_samples // num_steps // GROUP
         if per_step < 1 or per_step * GROUP * num_steps != num_samples:
             raise ValueError(
@@ -88,7 +96,7 @@ class MadeUpRun:
         self.random = np.random.default_rng(seed)
         tokenizer = build_tokenizer()
         self.eos = tokenizer.convert_tokens_to_ids(EOS)
-        world = generate(seed, _sizes())
+        world = generate(seed, _sizes(num_prompts))
         self.rows = world.prompts
         # A reply is an answer and one more sentence, 40 tokens as a rule.
         self.answers = pool_of([row["completion"] for row in world.demonstrations], tokenizer)
@@ -119,6 +127,7 @@ class MadeUpRun:
                 f"data.prompts_per_step={self.groups_per_step}",
                 f"data.samples_per_prompt={GROUP}",
                 f"algorithm.num_steps={self.num_steps}",
+                f"algorithm.optimizer.warmup_steps={min(10, self.num_steps)}",
                 f"algorithm.max_staleness={MAX_STALENESS}",
                 f"cluster.run_dir={self.folder}",
                 f"cluster.rollout.num_engines={NUM_ENGINES}",
@@ -268,10 +277,10 @@ class MadeUpRun:
         }
 
 
-def _sizes() -> Sizes:
+def _sizes(num_prompts: int) -> Sizes:
     few = dict.fromkeys(("prompts_heldout", "primers", "pairs", "ratings", "likes"), 1)
     each = dict.fromkeys(("pairs_per_individual", "pairs_per_annotator", "tasks_per_kind"), 1)
-    return Sizes(prompts=4096, demonstrations=8192, **few, **each)
+    return Sizes(prompts=num_prompts, demonstrations=2 * num_prompts, **few, **each)
 
 
 def _conversation(prompt: str, tokenizer: Any) -> list[int]:

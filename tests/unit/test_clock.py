@@ -18,6 +18,9 @@ SHOWN = {
     "cluster/events.py",  # for people; the order of events is that of the lines
     "cluster/inspect_run.py",  # how long ago, for people
     "cluster/metrics/telemetry.py",  # when a process told something, for people
+    "cluster/pages/index.py",  # how long ago, for people
+    "cluster/pages/view.py",  # up to when a picture is drawn
+    "cluster/run_state.py",  # whether a run looks alive from another machine, for people
     "cluster/k8s/drain.py",  # nodes are told by it until when to stay
     "cluster/diagnosis/nodes.py",  # compares the clocks of nodes
 }

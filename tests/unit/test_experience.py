@@ -130,3 +130,21 @@ def test_a_step_reads_back_from_parquet_as_it_was(groups, tmp_path):
     assert (second["prompt"], second["reply"]) == ("Why?", "because")
     assert (second["finish_reason"], second["seed"], second["engine"]) == ("length", 1, "engine-1")
     assert json.loads(second["extra"]) == {"kind": "é", "n": 1}
+    # The same in single numbers: version 4 is the oldest, and step 12 starts from version 11.
+    assert [row["num_tokens"] for row in rows] == [2, 3, 1]
+    assert [row["advantage"] for row in rows] == [-2.5, -19.0, -41.0]
+    assert [row["staleness"] for row in rows] == [7, 7, 7]
+    assert [row["newest_version"] for row in rows] == [5, 5, 5]
+
+
+def test_what_a_loss_of_whole_replies_and_other_authors_leave_open_is_null(groups):
+    first = groups[0]
+    stored = replace(first.rollouts[1], source="stored")
+    groups[0] = replace(first, rollouts=(first.rollouts[0], stored))
+    batch = build_batch(groups, pad_token_id=0)
+    table = experience_table(
+        12, groups, batch, old_logprobs=torch.zeros(batch.tokens.shape), advantages=None,
+        scores=torch.zeros(3),
+    )  # fmt: skip
+    assert table["advantages"].null_count == table["advantage"].null_count == 3
+    assert table["staleness"].to_pylist() == [7, None, 7]

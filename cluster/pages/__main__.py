@@ -1,0 +1,77 @@
+"""`python -m cluster.pages`: the process that shows a run while it goes on.
+
+It is nobody's concern: it gives way to everybody (nice), ends with the process that started it, and
+where it cannot log it goes on.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+from actors.orphans import end_with_ancestors
+from cluster.pages.access import token_for
+from cluster.pages.listening import listen
+from cluster.pages.server import serve
+from configs.errors import ConfigError
+from configs.redaction import RedactingFormatter
+
+NICE = 10
+"""Once it serves: where others take all cores, starting would take long."""
+
+
+def main() -> int:
+    """Serve until stopped; 2 where the address cannot be had."""
+    given = _arguments()
+    _log()
+    if given.parent is not None:
+        if os.getppid() != given.parent:
+            return 0  # it died meanwhile
+        end_with_ancestors()
+    try:
+        if given.fd is not None:
+            listener = socket.socket(fileno=given.fd)
+        else:
+            listener = listen(given.host, given.port)
+    except ConfigError as error:
+        logging.error("%s", error)
+        return 2
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(
+            given.root,
+            listener,
+            host=given.host,
+            token=token_for(given.host, os.environ),
+            run_dir=given.run_dir,
+            with_slots=not given.without_slots,
+            ready=lambda: os.nice(NICE),
+        )
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m cluster.pages", description=__doc__)
+    parser.add_argument("--root", type=Path, required=True, help="a run, or a folder of runs")
+    parser.add_argument("--run-dir", type=Path, help="the run that goes on, shown first")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--fd", type=int, help="a listening socket, in place of host and port")
+    parser.add_argument("--parent", type=int, help="end when this process does")
+    parser.add_argument(
+        "--without-slots", action="store_true", help="leave the Metrics page to a real Grafana"
+    )
+    return parser.parse_args()
+
+
+def _log() -> None:
+    logging.raiseExceptions = False  # a full disk is no reason to say more
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Which runs a folder holds: itself, what lies in it, and one level below; found as they come."""
+
+import hashlib
+import os
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.pages.view import RunView
+
+DEPTH = 2
+LOOK_S = 2.0
+"""How old a list of runs may be."""
+MOST_FOLDERS = 5000
+"""Looked at for runs: someone may have given the root of a disk."""
+MOST_OPEN = 8
+"""Runs whose figures are kept in memory, those looked at last."""
+MARKS = ("config.yaml", "metrics.jsonl")
+"""A folder with one of these is a run."""
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a run is, and what it is called."""
+
+    slug: str
+    """In addresses; letters, digits and ._~=- alone."""
+    name: str
+    """For people: its path below the folder that is shown."""
+    path: Path
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run."""
+    return any((folder / mark).is_file() for mark in MARKS)
+
+
+def find_runs(root: Path) -> list[Run]:
+    """All runs in `root`, by name; `root` itself where it is one, and nothing below it."""
+    if is_run(root):
+        name = root.resolve().name or "run"
+        return [Run(slug=slug_of(name), name=name, path=root)]
+    paths = sorted(_below(root, DEPTH, iter(range(MOST_FOLDERS))))
+    names = {path: path.relative_to(root).as_posix() for path in paths}
+    return [Run(slug=slug_of(names[path]), name=names[path], path=path) for path in paths]
+
+
+def slug_of(name: str) -> str:
+    """A name as one part of an address, different for different names.
+
+    >>> slug_of("demo/run"), slug_of("a b")
+    ('demo~run', 'a_b~8d3e2a')
+    """
+    parts = name.split("/")
+    if all(_PLAIN.fullmatch(part) for part in parts):
+        return "~".join(parts)
+    plain = "~".join(re.sub(r"[^A-Za-z0-9._=-]", "_", part).lstrip(".") or "_" for part in parts)
+    return f"{plain}~{hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()[:6]}"
+
+
+def _below(folder: Path, depth: int, budget: Iterator[int]) -> Iterator[Path]:
+    """Runs in a folder; what a run holds is its own. Folders without rights are left out."""
+    try:
+        with os.scandir(folder) as found:
+            names = [entry.name for entry in found if not entry.name.startswith(".")]
+    except OSError:
+        return
+    for name in names:
+        path = folder / name
+        try:
+            if not path.is_dir():
+                continue
+            if next(budget, None) is None:
+                return
+            if is_run(path):
+                yield path
+            elif depth > 1:
+                yield from _below(path, depth - 1, budget)
+        except OSError:
+            continue
+
+
+class Library:
+    """The runs of a folder and what is known of them; used from several threads.
+
+    >>> # library = Library(Path("runs")); library.runs(); library.view("demo~run")
+    """
+
+    def __init__(self, root: Path, first: Path | None = None) -> None:
+        """`first`: the run that goes on now, shown first."""
+        self.root = root
+        self.first = first.resolve() if first is not None else None
+        self._lock = threading.Lock()
+        self._runs: list[Run] = []
+        self._looked = -LOOK_S
+        self._views: OrderedDict[str, RunView] = OrderedDict()
+
+    def runs(self) -> list[Run]:
+        """By name, at most a few seconds old."""
+        with self._lock:
+            return self._found()
+
+    def _found(self) -> list[Run]:
+        if time.monotonic() - self._looked >= LOOK_S:
+            self._runs = find_runs(self.root)
+            self._looked = time.monotonic()
+        return self._runs
+
+    def run(self, slug: str) -> Run | None:
+        """The run of that name in addresses; no path is ever made from what was asked for."""
+        return next((run for run in self.runs() if run.slug == slug), None)
+
+    def view(self, slug: str) -> RunView | None:
+        """What is known of a run; None where there is no such run."""
+        run = self.run(slug)
+        if run is None:
+            return None
+        with self._lock:
+            view = self._views.get(slug)
+            if view is None or view.path != run.path:
+                view = self._views[slug] = RunView(run.path)
+            self._views.move_to_end(slug)
+            while len(self._views) > MOST_OPEN:
+                self._views.popitem(last=False)[1].close()
+            return view
+
+    def close(self) -> None:
+        """Forget all runs."""
+        with self._lock:
+            for view in self._views.values():
+                view.close()
+            self._views.clear()
+
+    def newest(self) -> Run | None:
+        """The run that goes on, else the one that was written to last."""
+        from cluster.run_state import last_written
+
+        runs = self.runs()
+        own = [run for run in runs if self.first is not None and run.path.resolve() == self.first]
+        return own[0] if own else max(runs, key=lambda run: last_written(run.path), default=None)

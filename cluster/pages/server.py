@@ -1,0 +1,54 @@
+"""Listening: on an address, or on a socket that whoever started this process opened."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from cluster.pages.access import access_to
+from cluster.pages.app import make_app
+from cluster.pages.library import Library
+
+SHUTDOWN_S = 1.0
+
+
+def serve(
+    root: Path,
+    listener: socket.socket,
+    *,
+    host: str,
+    token: str | None = None,
+    run_dir: Path | None = None,
+    with_slots: bool = True,
+    ready: Callable[[], object] = lambda: None,
+) -> None:
+    """Show the runs of a folder until interrupted; `ready` is called once it does."""
+    library = Library(root, run_dir)
+    app = make_app(library, access_to(host, token), with_slots=with_slots)
+    asyncio.run(_serve(app, listener, ready))
+
+
+async def _serve(
+    app: web.Application, listener: socket.socket, ready: Callable[[], object]
+) -> None:
+    # No access log: it would hold addresses with tokens.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener).start()
+        ready()
+        threading.Thread(target=_warm, daemon=True, name="warm").start()
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+
+
+def _warm() -> None:
+    """Load what the first page of a run needs, before anybody asks for one."""
+    import cluster.pages.rollouts
+    import cluster.pages.tokens
+    import cluster.rollouts.browser
+    import cluster.run_facts  # noqa: F401

@@ -1,0 +1,454 @@
+"""The index of a run's samples: numbers, order, filters, texts in time, and runs that go on."""
+
+import math
+import os
+import shutil
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.ledger import ROWS_PER_GROUP, Ledger
+from cluster.rollouts.browser import RolloutBrowser
+from cluster.rollouts.query import Filter, Query, first
+from cluster.rollouts.rows import excerpt
+from configs.errors import ConfigError
+from tests.unit.made_up_samples import (
+    file_of,
+    groups_of,
+    name_of,
+    prompt_text,
+    reply,
+    reply_text,
+    stored,
+    write_run,
+    write_step,
+)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "run", 4)
+
+
+@pytest.fixture
+def own_run(tmp_path):
+    return write_run(tmp_path / "run", 3)
+
+
+def browse(run_dir):
+    """With all of the run indexed, however slow the machine is."""
+    browser = RolloutBrowser(run_dir)
+    assert browser.refresh() == 0
+    return browser
+
+
+def ids(browser, **query):
+    return [row.id for row in browser.query(Query(**query)).rows]
+
+
+# ---- what a page says ----------------------------------------------------------------------------
+
+
+def test_a_row_says_what_the_file_says(run_dir):
+    page = browse(run_dir).query(Query(limit=3))
+    assert page.total == page.num_samples == 24
+    assert page.is_whole
+    third = page.rows[2]
+    assert (third.id, third.prompt_row, third.prompt) == ("4-6-2", 0, prompt_text(0))
+    assert third.reply == reply_text(6, 2)
+    # (7*6 + 3*2) % 11 / 4 - 1 + 6/1024
+    assert third.score == 0.0 + 6 / 1024
+    assert (third.length, third.finish_reason, third.engine, third.source) == (
+        4, "length", "engine-0", "policy",
+    )  # fmt: skip
+    # Tokens at places 3 to 6 behind the prompt: 0.5, -0.5, 0.5, -0.5 beside the score.
+    assert third.advantage == pytest.approx(third.score, abs=1e-6)
+    # Versions 1 and 3 wrote it for step 4.
+    assert (third.staleness, third.newest_version) == (2, 3)
+    assert third.rewards == {"gold": third.score / 2, "gold/polite": 2.0}
+
+
+def test_files_of_before_say_the_same(run_dir, tmp_path):
+    old = browse(write_run(tmp_path / "old", 4, is_old=True))
+    assert "num_tokens" not in pq.ParquetFile(file_of(tmp_path / "old", 1)).schema_arrow.names
+    assert old.query(Query()).rows == browse(run_dir).query(Query()).rows
+
+
+def test_files_of_both_kinds_stand_in_one_index(own_run):
+    expected = ids(browse(own_run), sort="advantage")
+    write_step(own_run, 2, groups_of(2), is_old=True)
+    assert ids(browse(own_run), sort="advantage") == expected
+
+
+def test_a_file_with_few_columns_leaves_the_others_open(tmp_path):
+    write_step(tmp_path, 1, groups_of(1))
+    path = file_of(tmp_path, 1)
+    few = pq.ParquetFile(path).read(["group_id", "sample", "prompt", "reply", "score"])
+    pq.write_table(few, path)
+    browser = browse(tmp_path)
+    row = browser.query(Query(limit=1)).rows[0]
+    assert row.score is not None
+    assert (row.prompt_row, row.length, row.staleness, row.advantage, row.engine, row.rewards) == (
+        None, None, None, None, "", {},
+    )  # fmt: skip
+    assert browser.sample(row.id).lineage.spans == []
+
+
+def test_losses_of_whole_replies_have_no_advantage_and_stored_replies_no_age(tmp_path):
+    pair = [reply(1, 0, k, source="stored", label=1.0 - k) for k in range(2)]
+    own = [reply(1, 1, k) for k in range(2)]
+    for is_old in (False, True):
+        write_step(tmp_path, 1, [pair, own], has_advantages=False, is_old=is_old)
+        rows = browse(tmp_path).query(Query(sort="advantage")).rows
+        assert [row.advantage for row in rows] == [None] * 4
+        assert [row.staleness for row in rows] == [None, None, 0, 0]
+        assert {row.source for row in rows} == {"stored", "policy"}
+
+
+def test_numbers_that_are_not_finite_come_last_and_as_none(tmp_path):
+    write_step(tmp_path, 1, groups_of(1))
+    table = pq.ParquetFile(file_of(tmp_path, 1)).read()
+    scores = [0.5, math.nan, -1.0, math.nan, 2.0, 0.0]
+    at = table.schema.get_field_index("score")
+    pq.write_table(table.set_column(at, "score", [scores]), file_of(tmp_path, 1))
+    browser = browse(tmp_path)
+    for descending in (True, False):
+        page = browser.query(Query(sort="score", descending=descending))
+        known = sorted([0.5, -1.0, 2.0, 0.0], reverse=descending)
+        assert [row.score for row in page.rows] == [*known, None, None]
+        assert [row.id for row in page.rows[-2:]] == ["1-0-1", "1-1-0"]
+
+
+# ---- order and filters ---------------------------------------------------------------------------
+
+KEYS = {
+    "score": lambda row: row["score"],
+    "advantage": lambda row: np.float32(np.mean(row["advantages"])),
+    "length": lambda row: len(row["tokens"]),
+    "staleness": lambda row: row["step"] - 1 - min(s["version"] for s in row["versions"]),
+    "step": lambda row: row["step"],
+    "rewards/gold/polite": lambda row: dict(row["rewards"])["gold/polite"],
+}
+
+
+@pytest.mark.parametrize("descending", [True, False])
+@pytest.mark.parametrize("key", KEYS)
+def test_pages_of_any_order_are_those_of_sorted(run_dir, key, descending):
+    browser = browse(run_dir)
+    expected = sorted(stored(run_dir), key=KEYS[key], reverse=descending)
+    if descending:  # sorted(reverse=True) keeps equals in their order, as the pages do
+        assert expected[0] is not None
+    names = [name_of(row) for row in expected]
+    query = Query(sort=key, descending=descending, limit=5)
+    pages = [browser.query(replace(query, offset=offset)) for offset in range(0, 25, 5)]
+    assert [row.id for page in pages for row in page.rows] == names
+    assert {page.total for page in pages} == {24}
+
+
+@pytest.mark.parametrize("count", [1, 40, 200, 1000, 5000])
+def test_the_first_of_many_are_those_of_a_stable_sort(count):
+    random = np.random.default_rng(0)
+    for values in (random.normal(size=4000), random.integers(0, 5, 4000), np.full(4000, np.nan)):
+        keys = values.astype(np.float64)
+        keys[random.random(4000) < 0.3] = np.nan
+        assert np.array_equal(first(keys, count), np.argsort(keys, kind="stable")[:count])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "passes"),
+    [
+        (Filter(steps=(2, 3)), lambda row: 2 <= row["step"] <= 3),
+        (Filter(steps=(None, 1)), lambda row: row["step"] == 1),
+        (Filter(scores=(0.25, None)), lambda row: row["score"] >= 0.25),
+        (Filter(scores=(None, 0.0)), lambda row: row["score"] <= 0.0),
+        (Filter(finish_reason="length"), lambda row: row["sample"] == 2),
+        (Filter(engine="engine-1"), lambda row: row["group_id"] % 2 == 1),
+        (Filter(source="policy"), lambda row: True),
+        (Filter(source="stored"), lambda row: False),
+        (Filter(group_id=5), lambda row: row["group_id"] == 5),
+        (Filter(prompt_row=1), lambda row: row["group_id"] % 6 == 1),
+        # Sample 2 of step 4 was written by versions 1 and 3, not by 2.
+        (Filter(version=2), lambda row: 2 in [s["version"] for s in row["versions"]]),
+        (Filter(text="GROUP 7."), lambda row: row["group_id"] == 7),
+        (Filter(text="straße UND är"), lambda row: row["sample"] == 1),
+        (Filter(text="3 plus 3?"), lambda row: row["group_id"] % 6 == 3),
+        (Filter(text="5.*"), lambda row: False),
+        (Filter(text="reply 0", engine="engine-0", steps=(2, None)),
+         lambda row: row["sample"] == 0 and row["group_id"] % 2 == 0 and row["step"] >= 2),
+    ],
+)  # fmt: skip
+def test_a_filter_finds_what_passes_it_and_nothing_else(run_dir, wanted, passes):
+    page = browse(run_dir).query(Query(filter=wanted, budget_s=5))
+    expected = [name_of(row) for row in stored(run_dir) if passes(row)]
+    assert [row.id for row in page.rows] == expected
+    assert page.total == len(expected)
+    assert page.is_whole
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sort": "beauty"}, {"offset": -1}, {"limit": 0}, {"limit": 1001}]
+)
+def test_a_query_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ConfigError):
+        Query(**wrong)
+
+
+def test_long_texts_are_cut_around_what_was_looked_for(tmp_path):
+    text = "x" * 2000 + " Needle " + "y" * 2000
+    write_step(tmp_path, 1, [[reply(1, 0, 0, text=text)]])
+    shown = browse(tmp_path).query(Query(filter=Filter(text="needle"), budget_s=5)).rows[0].reply
+    assert "Needle" in shown
+    assert shown.startswith("…x")
+    assert shown.endswith("y…")
+    assert len(shown) == 402
+    assert excerpt("short") == "short"
+
+
+# ---- time ----------------------------------------------------------------------------------------
+
+
+def test_the_first_page_needs_the_newest_files_alone(tmp_path):
+    for step in range(1, 31):
+        write_step(tmp_path, step, groups_of(step))
+    browser = RolloutBrowser(tmp_path)
+    assert browser.refresh(0.0) > 0
+    page = browser.query(Query(limit=1))
+    assert page.rows[0].step == 30
+    assert browser.refresh() == 0
+    assert browser.query(Query()).total == 180
+
+
+def test_a_search_without_time_goes_on_where_it_stopped(tmp_path):
+    for step in range(1, 13):
+        write_step(tmp_path, step, groups_of(step))
+    browser = browse(tmp_path)
+    browser.refresh()
+    query = Query(filter=Filter(text="Reply 1 of"), budget_s=0.0)
+    pages = [browser.query(query)]
+    while not pages[-1].is_whole:
+        assert len(pages) < 13, "it does not come to an end"
+        pages.append(browser.query(query))
+    assert len(pages) > 3, "each call took more than its share"
+    scanned = [page.scanned for page in pages]
+    assert scanned == sorted(set(scanned)), "each call comes further"
+    assert [page.scanned_to for page in pages] == sorted(
+        {page.scanned_to for page in pages}, reverse=True
+    ), "newest step first"
+    assert pages[-1].total == 24
+    assert pages[-1].scanned == pages[-1].to_scan == 72
+    # What is known stays known: another order and a narrower filter cost no scan.
+    again = browser.query(replace(query, sort="score", filter=replace(query.filter, steps=(3, 5))))
+    assert again.is_whole
+    assert again.total == 6
+    # And a new step is all that is left to scan.
+    write_step(tmp_path, 13, groups_of(13))
+    browser.refresh()
+    assert browser.query(query).total == 26
+
+
+def test_a_page_reads_its_columns_and_no_file_whole(tmp_path):
+    for step in (1, 2):
+        groups = [[reply(step, 2 * step, k, num_tokens=40_000) for k in range(30)]]
+        write_step(tmp_path, step, groups)
+    size = sum(file_of(tmp_path, step).stat().st_size for step in (1, 2))
+    assert size > 2_000_000
+    browser = RolloutBrowser(tmp_path)
+    before = bytes_read()
+    browser.query(Query(sort="score", limit=10))
+    assert bytes_read() - before < size / 20
+
+
+def bytes_read():
+    with open("/proc/self/io") as file:
+        return int(file.readline().split()[1])
+
+
+def test_rows_of_several_row_groups_are_found(tmp_path):
+    count = 2 * ROWS_PER_GROUP + 10
+    write_step(tmp_path, 1, [[reply(1, 0, k) for k in range(count)]])
+    assert pq.ParquetFile(file_of(tmp_path, 1)).num_row_groups == 3
+    browser = browse(tmp_path)
+    shown = browser.query(Query(offset=ROWS_PER_GROUP - 2, limit=4)).rows
+    for row in shown:
+        assert row.reply == reply_text(0, row.sample)
+    assert [row.sample for row in shown] == list(range(ROWS_PER_GROUP - 2, ROWS_PER_GROUP + 2))
+    assert browser.sample(f"1-0-{count - 1}").reply == reply_text(0, count - 1)
+    found = browser.query(Query(filter=Filter(text=f"Reply {count - 1} of"), budget_s=5))
+    assert [row.sample for row in found.rows] == [count - 1]
+    assert ids(browser, sort="rewards/gold/polite", limit=1, budget_s=5) == [f"1-0-{count - 1}"]
+
+
+# ---- runs that go on, go back, or are torn -------------------------------------------------------
+
+
+def test_new_steps_appear_and_steps_that_were_taken_back_go(own_run):
+    browser = browse(own_run)
+    assert browser.query(Query()).total == 18
+    write_step(own_run, 4, groups_of(4))
+    assert ids(browser, limit=1) == ["4-6-0"]
+    Ledger(own_run).rewind(2)
+    assert browser.query(Query()).total == 12
+    assert ids(browser, limit=1) == ["2-2-0"]
+
+
+def test_a_step_that_is_written_anew_replaces_its_samples(own_run):
+    browser = browse(own_run)
+    assert browser.query(Query(filter=Filter(text="of group 4"), budget_s=5)).total == 3
+    Ledger(own_run).rewind(2)
+    write_step(own_run, 3, [[reply(3, 9, 0, text="anew")]])
+    rows = browser.query(Query(filter=Filter(steps=(3, 3)))).rows
+    assert [(row.id, row.reply) for row in rows] == [("3-9-0", "anew")]
+    assert browser.query(Query(filter=Filter(text="of group 4"), budget_s=5)).total == 0
+    assert [
+        row.id for row in browser.query(Query(filter=Filter(text="anew"), budget_s=5)).rows
+    ] == ["3-9-0"]
+
+
+def test_a_file_that_is_replaced_unseen_is_noticed_where_its_rows_are_read(tmp_path):
+    for step in range(1, 21):
+        write_step(tmp_path, step, groups_of(step))
+    browser = browse(tmp_path)
+    browser.refresh()
+    folder = file_of(tmp_path, 1).parent
+    times = folder.stat()
+    write_step(tmp_path, 1, [[reply(1, 0, 0, text="quite another reply")]])
+    os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if within one tick of time
+    page = browser.query(Query(filter=Filter(steps=(1, 1))))
+    assert [row.reply for row in page.rows] == ["quite another reply"]
+    assert page.total == 1
+
+
+def test_a_second_rank_joins_a_step_that_was_seen(own_run):
+    browser = browse(own_run)
+    assert browser.query(Query()).total == 18
+    folder = file_of(own_run, 3).parent
+    times = folder.stat()
+    write_step(own_run, 3, [[reply(3, 20, 0)]], rank=1)
+    os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert browser.query(Query()).total == 19
+
+
+def test_a_torn_file_is_named_and_the_others_are_shown(own_run):
+    path = file_of(own_run, 2)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    browser = browse(own_run)
+    page = browser.query(Query())
+    assert page.total == 12
+    assert page.is_whole
+    assert page.notes == ("experience/step=000002/rank=0.parquet: torn and left out.",)
+    with pytest.raises(ConfigError, match=r"step=000002/rank=0\.parquet: torn"):
+        browser.sample("2-2-0")
+    path.write_bytes(whole)  # from a copy
+    os.utime(path.parent)
+    page = browser.query(Query())
+    assert (page.total, page.notes) == (18, ())
+
+
+def test_pages_that_cannot_be_read_are_named_in_their_rows(own_run):
+    path = file_of(own_run, 3)
+    parquet = pq.ParquetFile(path)
+    names = [parquet.metadata.row_group(0).column(i).path_in_schema for i in range(29)]
+    column = parquet.metadata.row_group(0).column(names.index("reply"))
+    content = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset
+    content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(content)
+    browser = browse(own_run)
+    page = browser.query(Query(sort="score"))
+    assert page.total == 18, "its numbers can be read"
+    assert sum("torn" in row.prompt for row in page.rows) == 6
+    found = browser.query(Query(filter=Filter(text="group"), budget_s=5))
+    assert (found.total, found.is_whole) == (12, True)
+
+
+def test_a_run_without_samples_is_empty(tmp_path):
+    page = browse(tmp_path).query(Query())
+    assert (page.rows, page.total, page.files, page.is_whole) == ([], 0, 0, True)
+    assert RolloutBrowser(tmp_path).overview().last_step is None
+    (tmp_path / "experience" / "step=000001").mkdir(parents=True)
+    (tmp_path / "experience" / "notes.txt").write_text("mine")
+    (tmp_path / "experience" / "step=000001" / ".rank=0.parquet.77").write_bytes(b"half")
+    assert browse(tmp_path).query(Query()).total == 0
+
+
+def test_a_browser_keeps_up_by_itself_and_writes_nothing(own_run):
+    before = sorted(str(path) for path in own_run.rglob("*"))
+    with RolloutBrowser(own_run) as browser:
+        assert ids(browser, limit=1) == ["3-4-0"], "the first page is there at once"
+        assert sorted(str(path) for path in own_run.rglob("*")) == before
+        write_step(own_run, 4, groups_of(4))
+        until = time.monotonic() + 10
+        while browser.query(Query()).total < 24 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert browser.query(Query()).total == 24
+    assert threading.active_count() == 1 or "rollouts" not in {
+        thread.name for thread in threading.enumerate()
+    }
+
+
+def test_many_threads_read_while_steps_are_rewritten(tmp_path):
+    for step in range(1, 11):
+        write_step(tmp_path, step, groups_of(step))
+    spare = file_of(tmp_path, 5).read_bytes()
+    ended, wrong = threading.Event(), []
+
+    def read():
+        try:
+            while not ended.is_set():
+                page = browser.query(Query(sort="score", limit=60, filter=Filter(text="reply")))
+                wrong.extend(
+                    row.id for row in page.rows if row.reply != reply_text(row.group_id, row.sample)
+                )
+        except Exception as error:  # noqa: BLE001 - in a thread, where nobody else would see it
+            wrong.append(error)
+
+    with RolloutBrowser(tmp_path) as browser:
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            shutil.rmtree(file_of(tmp_path, 5).parent)
+            file_of(tmp_path, 5).parent.mkdir()
+            partial = tmp_path / "partial"
+            partial.write_bytes(spare)
+            partial.replace(file_of(tmp_path, 5))
+            time.sleep(0.01)
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+# ---- what belongs together -----------------------------------------------------------------------
+
+
+def test_groups_are_found_from_their_step_and_from_their_prompt(run_dir):
+    browser = browse(run_dir)
+    groups = browser.groups_of_step(2)
+    assert [group.group_id for group in groups] == [2, 3]
+    # Group 2: (14 + 3k) % 11 / 4 - 1 = -0.25, 0.5, 1.25, and 2/1024.
+    assert groups[0].samples == ["2-2-2", "2-2-1", "2-2-0"]
+    assert (groups[0].best, groups[0].worst) == (1.25 + 2 / 1024, -0.25 + 2 / 1024)
+    assert groups[0].mean == pytest.approx(0.5 + 2 / 1024)
+    assert groups[0].rewards["gold/polite"] == 1.0
+    assert groups[0].prompt == prompt_text(2)
+    assert browser.groups_of_step(9) == []
+    assert [(g.step, g.group_id) for g in browser.groups_of_prompt(1)] == [(4, 7), (1, 1)]
+    assert len(browser.groups_of_prompt(1, limit=1)) == 1
+
+
+def test_an_overview_names_what_can_be_chosen(run_dir):
+    overview = browse(run_dir).overview()
+    assert (overview.num_samples, overview.num_groups) == (24, 8)
+    assert (overview.first_step, overview.last_step) == (1, 4)
+    assert overview.finish_reasons == ["length", "stop"]
+    assert overview.engines == ["engine-0", "engine-1"]
+    assert overview.rewards == ["gold", "gold/polite"]
+    scores = [row["score"] for row in stored(run_dir)]
+    assert overview.scores == (min(scores), max(scores))
