@@ -68,7 +68,8 @@ def start_ray(config: RunConfig, runs_at_once: int = 1, pages: str | None = None
         await_actors_gone(namespace(config))
         return Watch(pages=pages)
     if cluster.metrics.enabled:
-        os.environ.setdefault(*EXPORT_EVERY)
+        for name, value in EXPORT_EVERY.items():
+            os.environ.setdefault(name, value)
     with handlers_kept(), loopback_only():
         context = _init_own(
             num_cpus=runs_at_once * (math.ceil(cpus_wanted(config)) + 1),

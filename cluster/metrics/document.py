@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from cluster.dashboards.definition import DASHBOARDS
 from cluster.methods_table import console
@@ -78,10 +79,12 @@ def document() -> str:
 def print_list() -> None:
     """The table for the terminal, a line for each figure."""
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("figure", "in Prometheus", "kind", "unit", "meaning"):
-        shown.add_column(name, no_wrap=True, overflow="ellipsis")
+    for name in ("figure", "in Prometheus", "kind", "unit"):
+        shown.add_column(name, no_wrap=True)
+    shown.add_column("meaning")  # the only one that gives way, to a narrow terminal
     for metric in METRICS:
-        shown.add_row(metric.key, metric.exported, metric.kind, metric.unit, metric.help)
+        meaning = Text(metric.help, no_wrap=True, overflow="ellipsis")
+        shown.add_row(metric.key, metric.exported, metric.kind, metric.unit, meaning)
     console().print(shown)
 
 

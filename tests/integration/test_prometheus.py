@@ -92,7 +92,7 @@ def observed(world_model, tmp_path_factory) -> Iterator[Observed]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:  # fmt: skip
         try:
-            wait_for_step(folder / "first", 3, run)
+            wait_for_step(folder / "first", 1, run)
             head = dashboard_of(folder / "first", token)
             with scraped(folder / "observe", head, token) as url:
                 yield Observed(config=config, run=run, url=url, folder=folder)

@@ -57,8 +57,9 @@ def test_the_page_says_of_each_figure_what_it_is_and_who_draws_it():
     assert all(row.count("|") == 9 for row in rows)
 
 
-def test_the_list_names_every_figure(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
+@pytest.mark.parametrize("columns", ["120", "300"])
+def test_the_list_names_every_figure_however_narrow_the_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
     text = CliRunner().invoke(app, ["metrics", "list"]).output.splitlines()
     assert len(text) == len(METRICS) + 1
     for metric in METRICS:
