@@ -25,7 +25,7 @@ from rl.losses.references import mixed_reference
 from rl.losses.replies import Replies
 from rl.masking import masked_sum
 from rl.methods import PreferenceLoss, preference_loss
-from rl.pairing import first_drawn, is_list, pairs
+from rl.pairing import first_drawn, group_rng, is_list, pairs
 from rl.types import Experience, Metrics, Source
 
 UNMOVED = 1e-4
@@ -136,7 +136,7 @@ class PreferenceUpdate:
         rows: list[list[int]] = []
         for experience, group in zip(experiences, self.batch.group_rows, strict=True):
             texts = [rollout.text for rollout in experience.rollouts]
-            rng = random.Random(f"{self.learner.config.data.seed}-{experience.group_id}")
+            rng = group_rng(self.learner.config.data.seed, experience.group_id)
             rows += self._units_of(group, texts, rng)
         count = len(rows)
         rows = rows or [self._filler()]

@@ -27,7 +27,6 @@ def metadata_of(config: RunConfig, pages: str | None = None) -> dict[str, str]:
     facts = {
         "attune_method": config.algorithm.name,
         "attune_model": config.model.path,
-        "attune_run": Path(config.cluster.run_dir).name,
         "attune_run_dir": config.cluster.run_dir,
         "attune_report": str(Path(config.cluster.run_dir) / "report.html"),
     }

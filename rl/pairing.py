@@ -44,6 +44,12 @@ def pairs(
     return [pair for pair in ordered if _differ(*pair, scores, texts)]
 
 
+def group_rng(seed: int, group_id: int) -> random.Random:
+    """What `best_vs_random` draws by: `data.seed` and the group alone, so that pairs can be told
+    again from what a run recorded."""
+    return random.Random(f"{seed}-{group_id}")
+
+
 def is_list(scores: Sequence[float], texts: Sequence[str]) -> bool:
     """Whether a group tells a list-wise loss anything: two replies differ in text and score."""
     return any(_differ(a, b, scores, texts) for a, b in combinations(range(len(scores)), 2))

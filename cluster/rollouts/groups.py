@@ -1,7 +1,6 @@
 """A prompt with all replies to it: as a list shows it, and whole."""
 
 import math
-import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from cluster.rollouts.lineage import ledger_row, section
 from cluster.rollouts.rows import Row, number, whole
 from cluster.rollouts.stored import named_rewards, num_tokens, stored_rows
 from configs.errors import ConfigError
-from rl.pairing import Pairing, pairs
+from rl.pairing import Pairing, group_rng, pairs
 
 COMPARING = ("given", "best_worst", "all_pairs", "best_vs_random")
 """Values of `data.pairing` that make pairs of replies."""
@@ -156,8 +155,8 @@ def _beats(run_dir: Path, group_id: int, replies: Sequence[Reply]) -> list[tuple
     if len(scores) < max(2, len(replies)):
         return []
     data, feedback = section(run_dir, "data"), section(run_dir, "feedback")
-    rng = random.Random(f"{data.get('seed')}-{group_id}")
-    found = pairs(scores, [reply.reply for reply in replies], cast(Pairing, data["pairing"]), rng)
+    texts, rng = [reply.reply for reply in replies], group_rng(data.get("seed", 0), group_id)
+    found = pairs(scores, texts, cast(Pairing, data["pairing"]), rng)
     if (name := feedback.get("curate_by")) is not None:
         margin = np.float32(feedback.get("curate_margin") or 0.0)
         proxy = [np.float32(_known(reply.rewards.get(name))) for reply in replies]

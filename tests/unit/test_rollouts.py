@@ -13,8 +13,10 @@ import pytest
 
 from cluster.ledger import ROWS_PER_GROUP, Ledger
 from cluster.rollouts.browser import RolloutBrowser
-from cluster.rollouts.query import Filter, Query, first
+from cluster.rollouts.index import Index
+from cluster.rollouts.query import Filter, Query, first, run_query
 from cluster.rollouts.rows import excerpt
+from cluster.rollouts.scan import Scans
 from configs.errors import ConfigError
 from tests.unit.made_up_samples import (
     file_of,
@@ -214,12 +216,14 @@ def test_long_texts_are_cut_around_what_was_looked_for(tmp_path):
 def test_the_first_page_needs_the_newest_files_alone(tmp_path):
     for step in range(1, 31):
         write_step(tmp_path, step, groups_of(step))
-    browser = RolloutBrowser(tmp_path)
-    assert browser.refresh(0.0) > 0
-    page = browser.query(Query(limit=1))
+    index = Index(tmp_path)
+    page = run_query(index.refresh(0.0), Scans(), Query(limit=1))
     assert page.rows[0].step == 30
-    assert browser.refresh() == 0
-    assert browser.query(Query()).total == 180
+    assert not page.is_whole
+    assert page.files_indexed < page.files == 30
+    page = run_query(index.refresh(), Scans(), Query())
+    assert page.is_whole
+    assert page.total == 180
 
 
 def test_a_search_without_time_goes_on_where_it_stopped(tmp_path):
@@ -277,7 +281,10 @@ def test_rows_of_several_row_groups_are_found(tmp_path):
         assert row.reply == reply_text(0, row.sample)
     assert [row.sample for row in shown] == list(range(ROWS_PER_GROUP - 2, ROWS_PER_GROUP + 2))
     assert browser.sample(f"1-0-{count - 1}").reply == reply_text(0, count - 1)
-    found = browser.query(Query(filter=Filter(text=f"Reply {count - 1} of"), budget_s=5))
+    query = Query(filter=Filter(text=f"Reply {count - 1} of"), budget_s=0.0)
+    scanned = [browser.query(query).scanned for _ in range(3)]
+    assert scanned == [ROWS_PER_GROUP, 2 * ROWS_PER_GROUP, count], "a large file is read in parts"
+    found = browser.query(query)
     assert [row.sample for row in found.rows] == [count - 1]
     assert ids(browser, sort="rewards/gold/polite", limit=1, budget_s=5) == [f"1-0-{count - 1}"]
 
@@ -293,6 +300,21 @@ def test_new_steps_appear_and_steps_that_were_taken_back_go(own_run):
     Ledger(own_run).rewind(2)
     assert browser.query(Query()).total == 12
     assert ids(browser, limit=1) == ["2-2-0"]
+
+
+def test_folders_that_changed_are_looked_into_again_however_old(tmp_path):
+    for step in range(1, 21):
+        write_step(tmp_path, step, groups_of(step))
+    index = Index(tmp_path)
+    assert len(index.refresh()) == 120
+    write_step(tmp_path, 1, [[reply(1, 0, 0)]])
+    assert len(index.refresh()) == 115
+    write_step(tmp_path, 2, [[reply(2, 30, 0)]], rank=1)
+    assert len(index.refresh()) == 116
+    shutil.rmtree(file_of(tmp_path, 3).parent)
+    snapshot = index.refresh()
+    assert len(snapshot) == 110
+    assert index.refresh() is snapshot, "nothing new, nothing done"
 
 
 def test_a_step_that_is_written_anew_replaces_its_samples(own_run):
@@ -315,11 +337,11 @@ def test_a_file_that_is_replaced_unseen_is_noticed_where_its_rows_are_read(tmp_p
     browser.refresh()
     folder = file_of(tmp_path, 1).parent
     times = folder.stat()
-    write_step(tmp_path, 1, [[reply(1, 0, 0, text="quite another reply")]])
+    write_step(tmp_path, 1, [[reply(1, 90, k, text="another reply") for k in range(6)]])
     os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if within one tick of time
     page = browser.query(Query(filter=Filter(steps=(1, 1))))
-    assert [row.reply for row in page.rows] == ["quite another reply"]
-    assert page.total == 1
+    assert [row.reply for row in page.rows] == ["another reply"] * 6
+    assert {row.group_id for row in page.rows} == {90}, "numbers of one file, texts of another"
 
 
 def test_a_second_rank_joins_a_step_that_was_seen(own_run):
@@ -372,12 +394,15 @@ def test_a_run_without_samples_is_empty(tmp_path):
     assert RolloutBrowser(tmp_path).overview().last_step is None
     (tmp_path / "experience" / "step=000001").mkdir(parents=True)
     (tmp_path / "experience" / "notes.txt").write_text("mine")
-    (tmp_path / "experience" / "step=000001" / ".rank=0.parquet.77").write_bytes(b"half")
-    assert browse(tmp_path).query(Query()).total == 0
+    for name in (".rank=0.parquet.77", ".rank=0.parquet", "rank=0.json"):
+        (tmp_path / "experience" / "step=000001" / name).write_bytes(b"half")
+    page = browse(tmp_path).query(Query())
+    assert (page.total, page.notes) == (0, ())
 
 
 def test_a_browser_keeps_up_by_itself_and_writes_nothing(own_run):
     before = sorted(str(path) for path in own_run.rglob("*"))
+    others = threading.enumerate()
     with RolloutBrowser(own_run) as browser:
         assert ids(browser, limit=1) == ["3-4-0"], "the first page is there at once"
         assert sorted(str(path) for path in own_run.rglob("*")) == before
@@ -386,9 +411,8 @@ def test_a_browser_keeps_up_by_itself_and_writes_nothing(own_run):
         while browser.query(Query()).total < 24 and time.monotonic() < until:
             time.sleep(0.05)
         assert browser.query(Query()).total == 24
-    assert threading.active_count() == 1 or "rollouts" not in {
-        thread.name for thread in threading.enumerate()
-    }
+    begun = [thread for thread in threading.enumerate() if thread not in others]
+    assert [thread.name for thread in begun if thread.name == "rollouts"] == []
 
 
 def test_many_threads_read_while_steps_are_rewritten(tmp_path):

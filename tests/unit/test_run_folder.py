@@ -104,11 +104,16 @@ def test_variables_that_a_job_was_given_are_not_given_twice(monkeypatch):
     assert runtime_env()["env_vars"].keys() == whole.keys() - {"RAY_TRAIN_V2_ENABLED"}
 
 
-def test_metadata_names_method_model_and_folder(tmp_path):
-    assert metadata_of(config_of(tmp_path)) == {
+def test_metadata_names_method_model_folder_and_where_to_look(tmp_path):
+    facts = {
         "attune_method": "sft",
         "attune_model": "/m",
         "attune_run_dir": str(tmp_path),
+        "attune_report": str(tmp_path / "report.html"),
+    }
+    assert metadata_of(config_of(tmp_path)) == facts
+    assert metadata_of(config_of(tmp_path), "http://127.0.0.1:8266") == facts | {
+        "attune_pages": "http://127.0.0.1:8266/attune/"
     }
 
 

@@ -1,6 +1,7 @@
 """One sample, one group: tokens, judgement, pairs, lineage; following one through all records."""
 
 import json
+import random
 from dataclasses import asdict
 
 import pyarrow as pa
@@ -150,6 +151,13 @@ def test_a_record_is_plain_json(run_dir):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
+def test_of_a_step_that_was_run_again_the_last_metrics_count(run_dir):
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "policy_version": 4, "loss/policy": 7.0}\n{"step": 4, "policy')
+    assert sample(run_dir, "4-6-2").lineage.metrics["loss/policy"] == 7.0
+    assert sample(run_dir, "3-4-0").lineage.metrics["reward/total/mean"] == 0.25
+
+
 # ---- weights -------------------------------------------------------------------------------------
 
 
@@ -204,7 +212,7 @@ def test_a_group_is_shown_best_first(run_dir):
         ("best_worst", [(1, 2)]),
         ("all_pairs", [(1, 0), (0, 2), (1, 2)]),
         ("given", [(1, 0)]),
-        # Random("0-4") draws the first of replies 0 and 2; the learner draws by the same words.
+        # Random("0-4") draws the first of replies 0 and 2.
         ("best_vs_random", [(1, 0)]),
         ("single", []),
     ],
@@ -213,6 +221,16 @@ def test_pairs_say_which_reply_beat_which(tmp_path, pairing, beats):
     run_dir = write_run(tmp_path / "run", 3, data={"pairing": pairing})
     group = read_group(run_dir, 3, 4)
     assert (group.pairing, group.beats) == (pairing, beats)
+
+
+def test_a_drawn_rival_is_the_one_that_the_learner_drew(tmp_path):
+    run_dir = write_run(tmp_path / "run", 9, data={"pairing": "best_vs_random", "seed": 3})
+    for row in stored(run_dir)[::3]:
+        group_id = row["group_id"]
+        group = read_group(run_dir, row["step"], group_id)
+        best, *others = (reply.sample for reply in group.replies)
+        drawn = random.Random(f"3-{group_id}").choice(sorted(others))
+        assert group.beats == [(best, drawn)]
 
 
 def test_pairs_that_were_curated_away_are_left_out(tmp_path):
