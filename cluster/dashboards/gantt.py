@@ -78,7 +78,7 @@ def whole_gantt(history: RunHistory) -> Gantt | None:
     """The same of the whole run."""
     if history.began is None or history.newest is None:
         return None
-    return gantt(history, history.began, history.newest)
+    return gantt(history, max(history.began, history.phases_from), history.newest)
 
 
 def style(phase: str) -> str:

@@ -24,8 +24,10 @@ RATE_S = 10.0
 """A counter's rate is taken over at least so long."""
 SILENT_S = 30.0
 """A process that told nothing for so long was not there: its phase ended when it last told."""
+NOT_DRAWN = "phase_seconds/"
+"""Counters that say what `RunHistory.phases` says."""
 MOST_POINTS = 20_000
-"""Of one live figure. Where it has more, the older half keeps every second point."""
+"""Of one live figure are kept at most; where it has more, every second one, every fourth, ..."""
 MOST_CHANGES = 50_000
 """Of a role's phases are kept, the newest."""
 
@@ -55,7 +57,33 @@ class Span:
 
 
 Points = tuple[list[float], list[float]]
-Told = tuple["array[float]", "array[float]"]
+
+
+class LivePoints:
+    """A live figure over time, evenly thinned so that it does not grow; the newest point is there.
+
+    >>> points = LivePoints(); points.add(1764486000.0, 431.2); list(points.ys)
+    [431.2]
+    """
+
+    def __init__(self) -> None:
+        self.xs, self.ys = array("d"), array("d")
+        self._stride = 1
+        """Of so many points one is kept."""
+        self._number = 0
+        """Of points so far."""
+
+    def add(self, x: float, y: float) -> None:
+        """A newer point."""
+        if self._number and (self._number - 1) % self._stride:
+            self.xs[-1], self.ys[-1] = x, y  # the one before was kept as the newest alone
+        else:
+            self.xs.append(x)
+            self.ys.append(y)
+        self._number += 1
+        if len(self.xs) > MOST_POINTS:
+            del self.xs[1::2], self.ys[1::2]
+            self._stride *= 2
 
 
 class RunHistory:
@@ -72,6 +100,8 @@ class RunHistory:
         self.events: list[dict[str, Any]] = []
         self.phases: dict[str, list[tuple[float, str]]] = defaultdict(list)
         """Role -> (unix second, phase from then on)."""
+        self.phases_from = 0.0
+        """Unix second before which phases of some role were forgotten."""
         self.last_told: dict[str, float] = {}
         """Role -> unix second of its last line."""
         self.silences: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -79,7 +109,7 @@ class RunHistory:
         self._metrics = MetricsTail(run_dir)
         self._events = JsonlTail(run_dir / "events.jsonl")
         self._telemetry = TelemetryTail(run_dir)
-        self._live: dict[tuple[str, str], Told] = defaultdict(lambda: (array("d"), array("d")))
+        self._live: dict[tuple[str, str], LivePoints] = defaultdict(LivePoints)
         """(key, role) -> points."""
         self._keys: set[str] = set()
         self.revision = {"step": 0, "event": 0, "live": 0}
@@ -110,13 +140,12 @@ class RunHistory:
             if told.phase is not None:
                 changes.append((told.time, sys.intern(told.phase)))
             for key, value in told.values.items():
-                xs, ys = self._live[key, role]
-                xs.append(told.time)
-                ys.append(value)
-                if len(xs) > MOST_POINTS:
-                    del xs[: MOST_POINTS // 2 : 2], ys[: MOST_POINTS // 2 : 2]
+                if key.startswith(NOT_DRAWN):
+                    continue
+                self._live[key, role].add(told.time, value)
         if len(changes) > MOST_CHANGES:
             del changes[: -MOST_CHANGES // 2]
+            self.phases_from = max(self.phases_from, changes[0][0])
 
     def _add_row(self, row: dict[str, Any]) -> None:
         """A run that was resumed repeats steps: the last row of a step counts."""
@@ -200,9 +229,10 @@ class RunHistory:
     def _live_lines(self, curve: Curve) -> Iterator[Line]:
         keys = {key for key, _ in self._live}
         for key, labels in self._matching(curve, keys):
-            for (other, role), (xs, ys) in self._live.items():
+            for (other, role), points in self._live.items():
                 if other != key:
                     continue
+                xs, ys = points.xs, points.ys
                 own = labels | ({ACTOR: role} if curve.metric.per_actor else {})
                 x, y = rate(xs, ys) if curve.is_rate else (list(xs), list(ys))
                 name = curve.label.format(**own)
@@ -239,7 +269,7 @@ class RunHistory:
     @property
     def began(self) -> float | None:
         """Unix second of the first line of anybody; None where nobody told anything."""
-        firsts = [xs[0] for xs, _ in self._live.values() if xs]
+        firsts = [points.xs[0] for points in self._live.values()]
         firsts += [changes[0][0] for changes in self.phases.values() if changes]
         firsts += [float(event["time"]) for event in self.events[:1] if "time" in event]
         return min(firsts, default=None)

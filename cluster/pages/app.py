@@ -35,7 +35,7 @@ from configs.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-SERVER = web.AppKey("server", "Server")
+DRAWINGS = web.AppKey("drawings", Drawings)
 LONGEST_VALUE = 500
 """Letters of a query's value that are read."""
 
@@ -47,7 +47,7 @@ def make_app(library: Library, access: Access, *, with_slots: bool = True) -> we
     """
     server = Server(library)
     app = web.Application(middlewares=[guard(access)])
-    app[SERVER] = server
+    app[DRAWINGS] = server.drawings
     app.router.add_get("/attune", server.index)
     app.router.add_get("/attune/", server.index)
     app.router.add_get("/attune/compare", server.compare)

@@ -95,7 +95,7 @@ def draw_run(library: Library, slug: str, name: str, query: Mapping[str, str], l
     with view.opened():
         if not page.has_own_locks:
             values = page.values(ask)
-        is_live = values.pop("is_live", False) or (view.is_running and not page.is_still)
+        is_live = values.pop("is_live", view.is_running and not page.is_still)
         return draw_page(page.template, look, is_live=is_live, **_head(run, view, name), **values)
 
 

@@ -59,7 +59,7 @@ def start_pages(
 
     Returns at once: the port is taken here; whoever asks before the child is ready waits for it.
     The child ends with this process, gives way to everybody, and logs to `run_dir`/logs/pages.log.
-    In the proxy slot of Ray's dashboard it leaves the Metrics page to a Grafana of the user's. Raises
+    In the slot of Ray's dashboard it leaves the Metrics page to a Grafana of the user's. Raises
     ConfigError, with the name of the `field`, where `port` cannot be had.
     """
     root, run_dir = Path(root), Path(run_dir)

@@ -45,7 +45,7 @@ def values(ask: Ask) -> dict[str, Any]:
         "sorts": SORTS,
         "reward_sorts": rewards,
         "number_of_page": 1 if problem else max(1, _whole(given, "page") or 1),
-        "is_live": found is not None and not found.is_whole,
+        "is_live": view.is_running or (found is not None and not found.is_whole),
         "per_page": PER_PAGE,
     }
 

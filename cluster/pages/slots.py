@@ -7,8 +7,6 @@
 Which panel ids Ray's pages ask for is fixed in their build (Ray 2.60).
 """
 
-from collections.abc import Mapping
-
 from cluster.dashboards.definition import (
     DASHBOARDS,
     ENGINES,

@@ -15,10 +15,14 @@ def values(ask: Ask) -> dict[str, Any]:
         chosen = "60" if view.is_running else "all"
     now = view.now
     began = view.history.began or now
-    start = began if chosen == "all" else max(began, now - float(chosen))
+    length = now if chosen == "all" else float(chosen)
+    start = max(began, view.history.phases_from, now - length)
     origin = start if chosen == "all" else now
+    drawn = gantt(view.history, start, now, origin=origin)
     return {
         "windows": WINDOWS,
         "chosen": chosen,
-        "gantt": gantt(view.history, start, now, origin=origin),
+        "gantt": drawn,
+        # A long time is much to draw, and hardly changes in two seconds.
+        "is_live": view.is_running and (drawn is None or not drawn.is_binned),
     }

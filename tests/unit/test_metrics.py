@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import time
+from itertools import pairwise
 
 import pytest
 
-from cluster.dashboards.definition import DASHBOARDS
+from cluster.dashboards.definition import DASHBOARDS, HOST_MEMORY
 from cluster.dashboards.drawing import figure
 from cluster.dashboards.panel import Curve, panel
+from cluster.metrics import history as history_module
 from cluster.metrics.history import RunHistory, rate
 from cluster.metrics.labels import labels_of
 from cluster.metrics.pulse import Pulse, private_mib
@@ -276,3 +279,46 @@ def test_figures_of_steps_are_drawn_over_time_beside_live_ones(tmp_path):
         ("engine-0", "3"),
         ("learner", "3"),
     ]
+
+
+def test_what_processes_tell_over_days_is_kept_in_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr(history_module, "MOST_POINTS", 100)
+    monkeypatch.setattr(history_module, "MOST_CHANGES", 40)
+    lines = [{"time": float(t), "values": {"memory/host_mib": float(t)}} for t in range(5000)]
+    lines += [{"time": 5000.0 + t, "phase": "update"} for t in range(100)]
+    write_role(tmp_path, "learner-0", lines)
+    history = history_of(tmp_path)
+    (line,) = history.lines(Curve(key="memory/host_mib", label="{actor}"))
+    assert len(line.x) <= 100
+    assert line.x == sorted(line.x)
+    assert line.x[-1] == 4999.0, "the newest stays as it is"
+    gaps = [b - a for a, b in pairwise(line.x)][:-1]
+    assert line.x[0] == 0.0
+    assert set(gaps) == {64.0}, "evenly thinned"
+    assert line.y == line.x
+    assert [start for start, _ in history.phases["learner-0"]][-1] == 5099.0
+    assert len(history.phases["learner-0"]) <= 40
+    assert history.phases_from == history.phases["learner-0"][0][0]
+
+
+def test_a_history_says_whether_there_is_anything_new_to_draw(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "entropy": 2.0}\n')
+    history = history_of(tmp_path)
+    before = dict(history.revision)
+    history.refresh()
+    assert history.revision == before
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "entropy": 1.0}\n')
+    history.refresh()
+    assert history.revision == before | {"step": before["step"] + 1}
+
+
+def test_a_curve_is_broken_where_its_process_was_gone(tmp_path):
+    there = [*range(0, 200, 2), *range(2000, 2200, 2)]
+    lines = [{"time": float(t), "values": {"memory/host_mib": 100.0}} for t in there]
+    write_role(tmp_path, "learner-0", lines)
+    drawn = figure(history_of(tmp_path), HOST_MEMORY)
+    assert drawn is not None
+    (path,) = re.findall(r'<path class="line c0" d="([^"]+)"', drawn.svg)
+    assert path.count("M") == 2
+    assert "not finite" not in drawn.svg

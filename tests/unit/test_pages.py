@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 import pytest
 
 from cluster.pages import catalog
-from cluster.pages.app import SERVER
+from cluster.pages.app import DRAWINGS
 from cluster.pages.library import Library, find_runs, slug_of
 from cluster.pages.process import is_slot_taken
 from tests.unit.pages_site import get, read, site
@@ -59,13 +59,18 @@ def runs(tmp_path):
     return tmp_path
 
 
+def asked(root, run, pages):
+    """The answers for some pages of a run."""
+    return get(root, *(f"/attune/run/{run}/{page}" for page in pages))
+
+
 # What is shown.
 
 
 @pytest.mark.parametrize("run", ["finished", "running", "torn", "deep~empty", "sft"])
 def test_every_page_of_every_kind_of_run_is_drawn(runs, run):
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
-    for path, answer in zip(PAGES, get(runs, *(f"/attune/run/{run}/{p}" for p in PAGES))):
+    for path, answer in zip(PAGES, asked(runs, run, PAGES), strict=True):
         assert answer.status == 200, (path, answer.text)
         assert answer.page.text.count(run.replace("~", "/")) > 0
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
@@ -73,7 +78,7 @@ def test_every_page_of_every_kind_of_run_is_drawn(runs, run):
 
 @pytest.mark.parametrize("run", ["finished", "running", "torn"])
 def test_samples_are_shown_with_all_that_belongs_to_them(runs, run):
-    for path, answer in zip(SAMPLES, get(runs, *(f"/attune/run/{run}/{p}" for p in SAMPLES))):
+    for path, answer in zip(SAMPLES, asked(runs, run, SAMPLES), strict=True):
         assert answer.status == 200, (path, answer.text)
         assert "when does museum 6 open?" in answer.page.text, path
 
@@ -120,9 +125,7 @@ def test_a_running_run_tells_what_everyone_does_now(tmp_path):
 
 
 def test_torn_files_are_named(runs):
-    overview, rollouts, faults = get(
-        runs, *(f"/attune/run/torn/{page}" for page in ("", "rollouts", "faults"))
-    )
+    overview, rollouts, faults = asked(runs, "torn", ("", "rollouts", "faults"))
     assert "metrics.jsonl: 2 lines are torn" in overview.page.text
     assert "config.yaml: not YAML, line" in overview.page.text
     assert "summary.json: torn" in overview.page.text
@@ -157,8 +160,8 @@ def test_secrets_of_a_configuration_are_not_shown(runs):
 def test_up_to_five_runs_are_compared(runs):
     for number in range(4):
         small_run(runs / f"small-{number}", {"reward/total/mean": [0.1 * number, 0.5, 0.9]})
-    asked = "&".join(f"run=small-{n}" for n in range(4)) + "&run=finished&run=running&run=nowhere"
-    page = get(runs, f"/attune/compare?{asked}").page
+    query = "&".join(f"run=small-{n}" for n in range(4)) + "&run=finished&run=running&run=nowhere"
+    page = get(runs, f"/attune/compare?{query}").page
     assert "Reward it learns from" in page.text
     assert "../attune" not in " ".join(page.addresses)
     assert page.text.count("0.00 → 0.90") == 1, "the first of them"
@@ -238,18 +241,17 @@ def test_no_path_is_made_of_what_was_asked_for(runs, run):
 
 
 def test_what_is_not_there_is_said_in_one_line(runs):
-    asked = {
+    words = {
         "sample?id=999-1-1": "no sample 999-1-1",
         "sample?id=../../x": "STEP-GROUP-SAMPLE",
         "group?group=4711": "no samples of a group 4711",
         "group?group=x": "no whole number",
         "step?step=77": "the run holds nothing of it",
     }
-    for (_, words), answer in zip(
-        asked.items(), get(runs, *(f"/attune/run/finished/{path}" for path in asked))
-    ):
+    answers = asked(runs, "finished", words)
+    for line, answer in zip(words.values(), answers, strict=True):
         assert answer.status == 410
-        assert words in answer.page.text
+        assert line in answer.page.text
 
 
 def test_a_search_that_makes_no_sense_is_said_beside_the_form(runs):
@@ -405,7 +407,7 @@ def test_a_disk_that_hangs_is_answered_for_in_time_and_other_runs_go_on(runs, mo
 
     async def ask():
         async with site(runs) as client:
-            client.app[SERVER].drawings.limit_s = 0.3
+            client.app[DRAWINGS].limit_s = 0.3
             started = time.monotonic()
             hung = await read(client, "/attune/run/torn/")
             again = await read(client, "/attune/run/torn/")

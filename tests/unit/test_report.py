@@ -20,6 +20,7 @@ from tests.unit.synthetic_runs import (
     write_offline,
     write_online,
 )
+from tests.unit.watched_runs import write_failure_bundle, write_finished
 
 
 class Page(HTMLParser):
@@ -304,3 +305,20 @@ def test_the_report_is_built_without_the_heavy_libraries():
     )
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_the_report_shows_who_did_what_when_and_what_failed(tmp_path):
+    run = write_finished(tmp_path / "run", 10)
+    write_failure_bundle(run)
+    html = write_report(run).read_text(encoding="utf-8")
+    page = page_of(run / "report.html")
+    assert page.h2[-3:] == ["Who did what when", "Faults and repairs", "Configuration and versions"]
+    for words in ("learner-0", "update", "engine_lost", "a GPU ran out", "lower the batch"):
+        assert words in page.text
+    assert "<title>engine-0: sample\n1 s from " in html
+    assert "script" not in page.tags
+
+
+def test_a_report_without_telemetry_or_events_leaves_them_out(online):
+    assert "Who did what when" not in page_of(write_report(online)).h2
+    assert "Faults and repairs" not in page_of(write_report(online)).h2

@@ -79,3 +79,16 @@ def test_another_process_goes_on_from_the_marks_also_after_a_long_way_back(tmp_p
     # Old marks are few, so some rows come once more; with none left it would be all of them.
     assert found == list(range(found[0], 1502))
     assert found[0] > 1
+
+
+def test_torn_lines_are_counted_once_however_often_one_looks(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"st\n{"step": 2}\n{"step"\n')
+    tail = MetricsTail(tmp_path)
+    for _ in range(3):
+        tail.read()
+        assert tail.num_torn == 2
+    with file.open("a") as more:
+        more.write('{"step": 3}\n')
+    tail.read()
+    assert tail.num_torn == 2
