@@ -83,7 +83,7 @@ def read_failure(bundle: Path, *, with_logs: bool = True) -> Failure:
     return Failure(
         folder=bundle.name,
         time=str(facts.get("time", "")),
-        step=str(facts.get("step", "?")),
+        step=str(facts.get("step", "")),
         error=str(facts.get("error", "")) or "(failure.json is torn: the bundle is not whole)",
         cause=str(cause.get("cause", "")),
         remedy=str(cause.get("remedy", "")),

@@ -24,7 +24,7 @@
     } catch (error) {
       failures += 1;
       say("no answer since " + new Date().toLocaleTimeString() + "; trying again", true);
-      wait = Math.min(30000, wait * 2 ** Math.min(failures, 4));
+      wait = Math.min(16000, 1000 * 2 ** failures);
     } finally {
       busy = false;
       timer = setTimeout(look, wait);
@@ -170,6 +170,7 @@
     location.assign(address);
   });
 
+  document.querySelector(".menu [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
   document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
   timer = setTimeout(look, Number(document.body.dataset.poll) || 15000);
   if (Number(document.body.dataset.poll) < 5000) say("live");

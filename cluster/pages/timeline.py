@@ -5,7 +5,8 @@ from typing import Any
 from cluster.dashboards.gantt import gantt
 from cluster.pages.asking import Ask
 
-WINDOWS = {"60": "Last minute", "300": "Last 5 minutes", "900": "Last 15 minutes", "all": "All"}
+WINDOWS = {"60": "1 min", "300": "5 min", "900": "15 min", "all": "All"}
+"""Seconds that may be asked for, up to now."""
 
 
 def values(ask: Ask) -> dict[str, Any]:
