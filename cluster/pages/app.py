@@ -26,7 +26,7 @@ from cluster.pages.catalog import (
     draw_slot,
     draw_solo,
 )
-from cluster.pages.index import Index
+from cluster.pages.index import RunList
 from cluster.pages.library import Library
 from cluster.pages.page import THEMES, Look, Page, draw_page
 from cluster.pages.sharing import Busy, Drawings
@@ -78,7 +78,7 @@ class Server:
 
     def __init__(self, library: Library) -> None:
         self.library = library
-        self.list = Index(library)
+        self.list = RunList(library)
         self.drawings = Drawings()
 
     async def close(self, app: web.Application) -> None:
@@ -145,7 +145,7 @@ class Server:
         """The page, or what is new of it to someone who has it."""
         known = request.query.get("known")
         try:
-            page = await self.drawings.get((look, *key), draw)
+            page = await self.drawings.get((look, *key), lambda: _zipped(draw()))
         except Busy:
             headers = {"Retry-After": "2"}
             return _problem(look, 503, "This takes too long just now; it is asked again.", headers)
@@ -162,6 +162,12 @@ class Server:
                 body=page.zipped, content_type="text/html", charset="utf-8", headers=headers
             )
         return web.Response(body=page.whole, content_type="text/html", charset="utf-8")
+
+
+def _zipped(page: Page) -> Page:
+    """Zipped in the thread that drew it, not where all others wait."""
+    assert page.zipped
+    return page
 
 
 def _look(request: web.Request) -> Look:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.pages import compare, curves, faults, overview, settings, slots, timeline
 from cluster.pages.asking import Ask
-from cluster.pages.index import Index
+from cluster.pages.index import RunList
 from cluster.pages.library import Library, Run
 from cluster.pages.page import Look, Page, draw_page
 from cluster.pages.view import RunView
@@ -117,13 +117,13 @@ def _head(run: Run, view: RunView, active: str) -> dict[str, Any]:
     }
 
 
-def draw_index(library: Library, index: Index, look: Look) -> Page:
+def draw_index(library: Library, found: RunList, look: Look) -> Page:
     """All runs; where there is but one, its first page."""
     runs = library.runs()
     if len(runs) == 1:
         return draw_run(library, runs[0].slug, "", {}, look)
     return draw_page(
-        "index.html.jinja", look, is_live=True, lines=index.lines(), root=str(library.root)
+        "index.html.jinja", look, is_live=True, lines=found.lines(), root=str(library.root)
     )
 
 

@@ -42,7 +42,7 @@ class Line:
     written: float
 
 
-class Index:
+class RunList:
     """The list of runs; what was read of one is kept until its folder changes."""
 
     def __init__(self, library: Library) -> None:

@@ -1,9 +1,10 @@
 """The first page of a run: what it learned so far, how it does, who does what."""
 
 import itertools
+import os
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.dashboards.definition import LEARNED, OVERVIEW
 from cluster.dashboards.drawing import Figure
@@ -12,9 +13,14 @@ from cluster.faults import newest_failure
 from cluster.pages.asking import Ask
 from cluster.pages.view import RunView
 
+if TYPE_CHECKING:
+    from cluster.rollouts.rows import Row
+
 OFFLINE = ("sft", "reward_model")
 RECENT_STEPS = 20
 MOST_REPLIES = 3
+TRIES = 3
+"""Steps that are looked at for replies, where files of the last ones are torn."""
 SILENT_S = 20.0
 """What a process does is not told of one that told nothing for so long."""
 
@@ -52,21 +58,35 @@ def values(ask: Ask) -> dict[str, Any]:
     }
 
 
-def newest_replies(view: RunView) -> list[Any]:
-    """Some samples of the last step that is stored, of different prompts; those of its first ones,
-    so that none is picked for its looks.
-    """
-    from cluster.rollouts.query import Filter, Query
+def newest_replies(view: RunView) -> "list[Row]":
+    """A sample each of some prompts of the last step that is stored whole.
 
-    if not (view.path / "experience").is_dir():
+    The first ones, so that none is picked for its looks.
+    """
+    for step in _stored_steps(view)[:TRIES]:
+        if view.newest_replies[0] != step:
+            view.newest_replies = step, _first_replies(view, step)
+        if view.newest_replies[1]:
+            break
+    return view.newest_replies[1]
+
+
+def _stored_steps(view: RunView) -> list[int]:
+    """The newest first."""
+    try:
+        names = os.listdir(view.path / "experience")
+    except OSError:
         return []
-    newest = view.samples.query(Query(limit=1)).rows
-    if not newest:
-        return []
-    step = float(newest[0].step)
-    rows = view.samples.query(
-        Query(filter=Filter(steps=(step, step)), limit=MOST_REPLIES * 16)
-    ).rows
+    numbers = [name.removeprefix("step=") for name in names if name.startswith("step=")]
+    return sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
+
+
+def _first_replies(view: RunView, step: int) -> "list[Row]":
+    """Of one step alone: to show three replies not all of a run has to be indexed."""
+    from cluster.rollouts.browser import RolloutBrowser
+    from cluster.rollouts.query import Query
+
+    rows = RolloutBrowser(view.path, step).query(Query(limit=MOST_REPLIES * 16)).rows
     first = {row.group_id: row for row in reversed(rows)}
     return sorted(first.values(), key=lambda row: row.group_id)[:MOST_REPLIES]
 

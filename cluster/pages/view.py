@@ -19,6 +19,7 @@ from configs.redaction import redact, redact_text
 
 if TYPE_CHECKING:
     from cluster.rollouts.browser import RolloutBrowser
+    from cluster.rollouts.rows import Row
     from cluster.run_record import RunRecord
 
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -64,6 +65,8 @@ class RunView:
         self.history = RunHistory(path, {})
         self.state = "stopped"
         """`running`, `finished`, `failed` or `stopped`."""
+        self.newest_replies: tuple[int, list[Row]] = (-1, [])
+        """Step, and some of its replies."""
         self._turn, self._samples_turn = threading.Lock(), threading.Lock()
         self._samples: RolloutBrowser | None = None
         self._looked = -FRESH_S

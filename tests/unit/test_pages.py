@@ -8,6 +8,7 @@ import time
 from urllib.parse import urljoin
 
 import pytest
+import yaml
 
 from cluster.pages import catalog
 from cluster.pages.app import DRAWINGS
@@ -448,3 +449,44 @@ def test_runs_are_looked_for_two_levels_deep_and_not_inside_runs(tmp_path):
         write_empty(tmp_path / path) if path != "one/mixture" else (tmp_path / path).mkdir()
     (tmp_path / "one" / "mixture" / "config.yaml").write_text("{}")
     assert [run.name for run in find_runs(tmp_path)] == ["one", "two/run", "two/sft"]
+
+
+def test_both_replies_of_a_pair_stand_side_by_side(tmp_path):
+    run = write_finished(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"] |= {"pairing": "best_worst", "seed": 0}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    text = get(run, "/attune/run/run/group?group=20&step=2").text
+    chosen, rejected = text.index('class="sample chosen"'), text.index('class="sample rejected"')
+    assert "Pairs that the loss compared" in text
+    assert text.index("sample 1 ·") > chosen, "the reply of the higher score"
+    assert text.index("sample 0 ·") > rejected > chosen
+
+
+def test_lineage_leads_from_a_sample_to_step_group_prompt_engine_and_weights(runs):
+    page = get(runs, "/attune/run/finished/sample?id=2-20-1").page
+    for path in (
+        "step?step=2",
+        "group?group=20&step=2",
+        "prompt?row=6",
+        "sample?id=2-20-0",
+        "rollouts?engine=engine-0",
+        "rollouts?version=0",
+        "rollouts?version=1",
+    ):
+        assert f"../../run/finished/{path}" in page.addresses, path
+    words = " ".join(page.text.split())
+    assert "version 0 0–2" in words, "three tokens by the older weights"
+    assert "version 1 3–4" in words
+
+
+def test_tokens_are_shaded_by_surprise_drift_and_advantage(runs):
+    text = get(runs, "/attune/run/finished/sample?id=2-20-1").text
+    shades = re.findall(r'<span class="([^"]+)" title="token (\d)', text)
+    assert [css for css, _ in shades] == [
+        "s1 k0 ap4 v0",  # −log p 0.1, KL 0, the largest advantage
+        "s2 kp3 ap4 v0",  # 0.7, 1.0
+        "s4 kn2 an2 v0",  # 2.5, −0.5, half of the largest below 0
+        "s0 k0 ap4 v1",
+        "s5 kp2 ap4 v1",  # 5.0, 0.2
+    ]
