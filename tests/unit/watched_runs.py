@@ -62,7 +62,7 @@ def sample_row(step, group, sample, reply="of course. it opens at nine.", **chan
         "tokens": [11, 12, 13, 14, 2],
         "rollout_logprobs": [-0.1, -0.7, -2.5, -0.02, -5.0],
         "old_logprobs": [-0.1, -0.7, -2.5, -0.02, -5.0],
-        "ref_logprobs": [-0.1, -1.7, -2.0, -0.02, -5.2],
+        "ref_logprobs": [-0.1, -1.7, -2.0, -0.02, -5.25],
         "advantages": [0.5, 0.5, -0.25, 0.5, 0.5],
         "versions": [
             {"version": max(0, step - 2), "start": 0, "end": 3},
