@@ -15,7 +15,7 @@ from pathlib import Path
 from actors.orphans import end_with_ancestors
 from cluster.pages.access import token_for
 from cluster.pages.listening import listen
-from cluster.pages.server import serve
+from cluster.pages.server import leave, serve
 from configs.errors import ConfigError
 from configs.redaction import RedactingFormatter
 
@@ -49,7 +49,7 @@ def main() -> int:
             with_slots=not given.without_slots,
             ready=lambda: os.nice(NICE),
         )
-    return 0
+    leave(0)
 
 
 def _arguments() -> argparse.Namespace:

@@ -10,7 +10,7 @@ import typer
 from cluster.pages.access import token_for
 from cluster.pages.library import find_runs
 from cluster.pages.listening import listen, url_of
-from cluster.pages.server import serve
+from cluster.pages.server import leave, serve
 from configs.errors import ConfigError
 
 
@@ -40,3 +40,4 @@ def serve_pages(root: Path, host: str, port: int, *, open_browser: bool) -> None
         serve(root, listener, host=host, token=token, ready=ready)
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
+        leave(0)

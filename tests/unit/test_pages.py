@@ -408,9 +408,9 @@ def test_a_disk_that_hangs_is_answered_for_in_time_and_other_runs_go_on(runs, mo
 
     async def ask():
         async with site(runs) as client:
-            client.app[DRAWINGS].limit_s = 0.3
-            started = time.monotonic()
+            client.app[DRAWINGS].limit_s = 1.0
             hung = await read(client, "/attune/run/torn/")
+            started = time.monotonic()
             again = await read(client, "/attune/run/torn/")
             waited = time.monotonic() - started
             other = await asyncio.wait_for(read(client, "/api/grafana_health"), 1.0)
@@ -420,7 +420,7 @@ def test_a_disk_that_hangs_is_answered_for_in_time_and_other_runs_go_on(runs, mo
     hung, again, waited, other = asyncio.run(ask())
     assert (hung.status, again.status, other.status) == (503, 503, 200)
     assert hung.headers["Retry-After"]
-    assert waited < 2.0
+    assert waited < 0.9, "everyone who asks for the same is told at once"
 
 
 def test_only_so_many_runs_are_kept_in_memory(tmp_path):

@@ -139,7 +139,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path):
     assert said.startswith("1 run: http://127.0.0.1:")
     assert "RLOO" in body(said.split()[2])
     served.send_signal(signal.SIGINT)
-    assert served.wait(20) == 0
+    assert served.wait(60) == 0
     assert served.stderr.read().decode() == "stopped\n"
     served.stdout.close()
     served.stderr.close()
