@@ -65,7 +65,7 @@ def test_many_phases_become_shares_of_columns(tmp_path, monkeypatch):
     told = [(second, ("sample", "wait", "wait", "score")[second % 4]) for second in range(240)]
     drawn = whole_gantt(history_of(tmp_path, engine=[*told, (240, None)]))
     assert drawn.is_binned
-    columns = re.findall(r'<g class="span">.*?</g>', drawn.svg)
+    columns = re.findall(r'<g class="span">.*?</g>', drawn.svg, re.DOTALL)
     assert len(columns) == module.NUM_BINS
     assert columns[1].count("<rect") == 1, "a second of waiting is an empty column"
     heights = [float(h) for h in re.findall(r'class="c0" [^>]*height="([\d.]+)"', drawn.svg)]
