@@ -8,7 +8,7 @@ import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,19 +130,20 @@ class RunHistory:
             self.revision["live"] += 1
             self._add_told(role, lines)
 
-    def _add_told(self, role: str, lines: Iterable[TelemetryLine]) -> None:
+    def _add_told(self, role: str, lines: Sequence[TelemetryLine]) -> None:
         changes = self.phases[role]
-        for told in lines:
-            before = self.last_told.get(role, told.time)
-            if told.time - before > SILENT_S:
-                self.silences[role].append((before, told.time))
-            self.last_told[role] = told.time
-            if told.phase is not None:
-                changes.append((told.time, sys.intern(told.phase)))
-            for key, value in told.values.items():
-                if key.startswith(NOT_DRAWN):
-                    continue
-                self._live[key, role].add(told.time, value)
+        last = self.last_told.get(role, lines[0].time)
+        for now, phase, values in lines:
+            if now - last > SILENT_S:
+                self.silences[role].append((last, now))
+            last = now
+            if phase is not None:
+                changes.append((now, sys.intern(phase)))
+                continue
+            for key, value in values.items():
+                if not key.startswith(NOT_DRAWN):
+                    self._live[key, role].add(now, value)
+        self.last_told[role] = last
         if len(changes) > MOST_CHANGES:
             del changes[: -MOST_CHANGES // 2]
             self.phases_from = max(self.phases_from, changes[0][0])

@@ -14,7 +14,7 @@ FRESH_S = 1.0
 """A drawing is given to others for so long."""
 LIMIT_S = 8.0
 """Nobody waits longer for one: a disk that hangs must not hang the page, nor what is behind it."""
-NUM_THREADS = 4
+NUM_THREADS = 8
 MOST_UNDER_WAY = 24
 
 

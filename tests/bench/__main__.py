@@ -22,6 +22,7 @@ from tests.bench.checkpoint import checkpoint
 from tests.bench.learning import learning
 from tests.bench.memory import memory
 from tests.bench.overhead import overhead
+from tests.bench.pages import pages
 from tests.bench.rollout import rollout
 from tests.bench.rollouts import rollouts
 from tests.bench.sync import sync
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "learning": learning,
     "memory": memory,
     "watching": watching,
+    "pages": pages,
     "rollouts": rollouts,
 }
 """All but the long ones run where none is named."""
