@@ -26,6 +26,7 @@ from torch.nn.functional import logsigmoid
 
 from cluster.inputs import Inputs, annotator_of, annotators, prepare_run_dir
 from cluster.jobs import OfflineJob, offline
+from cluster.metrics.monitor import monitored
 from cluster.progress import RunProgress
 from cluster.scoring import merge_scores, reward_groups
 from cluster.training import Failure, fit, never, trainer
@@ -136,7 +137,8 @@ class _Rounds:
             train=own(self.inputs.train),
             validation=own(self.inputs.validation) or self.inputs.validation,
         )
-        fit(config, trainer(config, offline, job), self.progress, self.failure)
+        with monitored(config):
+            fit(config, trainer(config, offline, job), self.progress, self.failure)
         self.finish_policy(config)
         (at / "done").touch()
         return at / "policy"

@@ -25,7 +25,6 @@ from cluster.loopback import loopback_only
 from cluster.progress import quiet_logs
 from cluster.signals import handlers_kept
 from cluster.watching import (
-    EXPORT_EVERY,
     Watch,
     dashboard_of,
     forget_token,
@@ -67,9 +66,6 @@ def start_ray(config: RunConfig, runs_at_once: int = 1, pages: str | None = None
         publish_metadata(config, pages)
         await_actors_gone(namespace(config))
         return Watch(pages=pages)
-    if cluster.metrics.enabled:
-        for name, value in EXPORT_EVERY.items():
-            os.environ.setdefault(name, value)
     with handlers_kept(), loopback_only():
         context = _init_own(
             num_cpus=runs_at_once * (math.ceil(cpus_wanted(config)) + 1),

@@ -17,9 +17,6 @@ from configs.schema import RunConfig
 
 logger = logging.getLogger(__name__)
 
-EXPORT_EVERY = {"RAY_metrics_report_interval_ms": "2000", "REPORTER_UPDATE_INTERVAL_MS": "2000"}
-"""How often processes of a Ray of our own export metrics, by default every 10 s, and how often a
-node looks at itself, by default every 5 s: what it tells is shown for two exports."""
 TOKEN_FILE = "dashboard_token"
 """In the run folder, for its owner alone, as long as the run's own Ray lives."""
 

@@ -43,7 +43,7 @@ def dashboard_json(dashboard: Dashboard) -> Json:
         "version": 1,
         "editable": True,
         "graphTooltip": 1,
-        "refresh": "5s",
+        "refresh": "10s",
         "time": {"from": "now-30m", "to": "now"},
         "timezone": "browser",
         "links": [link()],

@@ -19,8 +19,9 @@ from cluster.pages.server import leave, serve
 from configs.errors import ConfigError
 from configs.redaction import RedactingFormatter
 
-NICE = 10
-"""Once it serves: where others take all cores, starting would take long."""
+NICE = 19
+"""Below Ray's workers, which are at 15. Once it serves: where others take all cores, starting would
+take long."""
 
 
 def main() -> int:

@@ -6,6 +6,12 @@ from dataclasses import dataclass
 from cluster.pages.library import Library
 from cluster.pages.view import RunView
 
+ROLLOUT_FIELDS = (
+    "q", "sort", "order", "finish", "engine", "source", "from", "to", "least", "most", "version",
+    "prompt", "group", "page",
+)  # fmt: skip
+"""What the form of the browser of samples holds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from cluster.pages import compare, curves, faults, overview, settings, slots, timeline
-from cluster.pages.asking import Ask
+from cluster.pages.asking import ROLLOUT_FIELDS, Ask
 from cluster.pages.index import RunList
 from cluster.pages.library import Library, Run
 from cluster.pages.page import Look, Page, draw_page
@@ -44,10 +44,6 @@ def _later(module: str, name: str) -> Values:
     return values
 
 
-ROLLOUT_FIELDS = (
-    "q", "sort", "order", "finish", "engine", "source", "from", "to", "least", "most", "version",
-    "prompt", "group", "page",
-)  # fmt: skip
 RUN_PAGES: dict[str, RunPage] = {
     "": RunPage(title="Overview", template="overview.html.jinja", values=overview.values),
     "curves": RunPage(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cluster.pages.asking import Ask
+from cluster.pages.asking import ROLLOUT_FIELDS, Ask
 from cluster.pages.view import RunView
 from configs.errors import ConfigError
 
@@ -19,16 +19,11 @@ SORTS = {
     "length": "Length",
     "staleness": "Staleness",
 }
-FIELDS = (
-    "q", "sort", "order", "finish", "engine", "source", "from", "to", "least", "most", "version",
-    "prompt", "group", "page",
-)  # fmt: skip
-"""Of the form."""
 
 
 def values(ask: Ask) -> dict[str, Any]:
     """What the template shows; the browser of samples has locks of its own."""
-    view, given = ask.view, {name: ask.word(name) for name in FIELDS}
+    view, given = ask.view, {name: ask.word(name) for name in ROLLOUT_FIELDS}
     problem = ""
     try:
         found = _page(view, given)
@@ -38,7 +33,7 @@ def values(ask: Ask) -> dict[str, Any]:
     rewards = {f"rewards/{name}": name for name in overview.rewards}
     return {
         "given": given,
-        "is_narrowed": any(given[n] for n in FIELDS if n not in ("sort", "order", "page")),
+        "is_narrowed": any(given[n] for n in ROLLOUT_FIELDS if n not in ("sort", "order", "page")),
         "problem": problem,
         "found": found,
         "overview": overview,

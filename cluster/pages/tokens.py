@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.charts import number
@@ -52,6 +53,7 @@ def values(ask: Ask) -> dict[str, Any]:
     group = ask.view.samples.group(sample.lineage.group_id, sample.lineage.step)
     return {
         "sample": sample,
+        "data_file": _within(ask.library.root, sample.lineage.data_file),
         "tokens": [shown_token(token, largest) for token in shown],
         "num_hidden": len(sample.tokens) - len(shown),
         "shades": shades(shown, largest),
@@ -59,6 +61,13 @@ def values(ask: Ask) -> dict[str, Any]:
         "siblings": sorted(group.replies, key=lambda reply: reply.sample),
         "raw": shown,
     }
+
+
+def _within(root: Path, path: str | None) -> str | None:
+    """A file's path as seen from the folder that is shown, where it lies in there."""
+    if path is None or not Path(path).resolve().is_relative_to(root.resolve()):
+        return path
+    return Path(path).resolve().relative_to(root.resolve()).as_posix()
 
 
 def shown_token(token: "Token", largest: float) -> ShownToken:

@@ -26,7 +26,7 @@ from tests.bench.pages import pages
 from tests.bench.rollout import rollout
 from tests.bench.rollouts import rollouts
 from tests.bench.sync import sync
-from tests.bench.watching import watching
+from tests.bench.watching import flood, watching
 
 BENCHMARKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "rollout": rollout,
@@ -36,11 +36,12 @@ BENCHMARKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "learning": learning,
     "memory": memory,
     "watching": watching,
+    "flood": flood,
     "pages": pages,
     "rollouts": rollouts,
 }
 """All but the long ones run where none is named."""
-LONG = ("learning", "memory", "watching", "rollouts")
+LONG = ("learning", "memory", "watching", "flood", "rollouts")
 """Half an hour of training; ten minutes of runs that want the machine for themselves, twice; three
 minutes and a GiB of disk for a million samples."""
 

@@ -1,7 +1,6 @@
 """Share of a learner step that is neither sampling, scoring, training nor sync."""
 
 import json
-import random
 import statistics
 import subprocess
 import sys
@@ -9,26 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from configs.load import to_yaml
-from rl.world.model import write_model
-from rl.world.replies import draw_request, write_prompt
-from tests.integration.loop import tiny_run
+from tests.bench.switched import run_of_demo_size
 
 NUM_STEPS = 30
 
 
 def overhead(folder: Path) -> dict[str, Any]:
     """A run of the public command at the demo's batch size."""
-    write_model(folder / "model")
-    rng = random.Random(0)
-    rows = [{"prompt": write_prompt(rng, *draw_request(rng))} for _ in range(200)]
-    prompts = folder / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = tiny_run(
-        folder / "model", prompts, folder / "run",
-        "data.prompts_per_step=32", "data.sampling.max_new_tokens=32",
-        f"algorithm.num_steps={NUM_STEPS}", "cluster.rollout.max_num_seqs=128",
-        "cluster.rollout.cpus_per_engine=2", "cluster.learner.cpus_per_worker=2",
-    )  # fmt: skip
+    config = run_of_demo_size(folder, NUM_STEPS)
     file = folder / "run.yaml"
     file.write_text(to_yaml(config))
     attune = str(Path(sys.executable).with_name("attune"))

@@ -1,6 +1,10 @@
-"""The demo, shortened: broken off in its second stage, taken up again, told in one sentence."""
+"""The demo, shortened: broken off in its second stage, taken up again, told and shown.
 
-import json
+`ATTUNE_PICTURES=docs/images pytest tests/integration/test_demo.py` runs the whole demo, and makes
+the README's pictures of it anew.
+"""
+
+import os
 import signal
 import subprocess
 import sys
@@ -8,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import family, gone, wait_for_step
+from tests.integration import tour
+from tests.integration.processes import family, gone, read_steps, wait_for_step
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+KEPT = os.environ.get("ATTUNE_PICTURES")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400 if KEPT else 600)]
 
 ATTUNE = str(Path(sys.executable).with_name("attune"))
 SHORT = [
@@ -22,6 +28,9 @@ SHORT = [
     "algorithm.optimizer.warmup_steps=0",
     "data.validation_prompts=8",
 ]
+
+if KEPT:
+    SHORT = []
 
 
 def demo(*arguments: str) -> subprocess.Popen[str]:
@@ -35,8 +44,13 @@ def demo(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_demo_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
-    out, shared = tmp_path / "demo", set(Path("/dev/shm").glob("deepspeed*"))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+def test_a_demo_that_was_stopped_goes_on_where_it_was(folder: Path) -> None:
+    out, shared = folder / "demo", set(Path("/dev/shm").glob("deepspeed*"))
     process = demo("--out", str(out), "--seed", "3", *SHORT)
     wait_for_step(out / "reward_model", 6, process)
     processes = family(process.pid)
@@ -54,12 +68,36 @@ def test_a_demo_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "--resume" in output
 
     resumed = demo("--out", str(out), "--resume")
-    output, _ = resumed.communicate(timeout=400)
+    output, _ = resumed.communicate(timeout=2000 if KEPT else 400)
     assert resumed.returncode == 0, output
     assert "RLOO" in output.splitlines()[-2]
-    assert "2 steps" in output.splitlines()[-2]
+    assert f"{read_steps(out / 'run')[-1]} steps" in output.splitlines()[-2]
     assert (out / "report.html").exists()
     assert (out / "sft" / "summary.json").read_bytes() == sft, "a finished stage ran again"
-    lines = (out / "reward_model" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 61))
+    steps = read_steps(out / "reward_model")
+    assert steps == list(range(1, len(steps) + 1))
+    assert KEPT or (len(steps), read_steps(out / "run")) == (60, [1, 2])
     assert set(Path("/dev/shm").glob("deepspeed*")) <= shared, "shared memory outlived the ranks"
+
+
+@pytest.mark.skipif(tour.CHROMIUM is None, reason="needs a browser: the Debian package `chromium`")
+def test_a_newcomer_is_shown_what_the_demo_did(folder: Path, tmp_path: Path) -> None:
+    """Needs the run of the test above."""
+    seen = tour.walk(folder / "demo", "run", Path(KEPT) if KEPT else tmp_path)
+    assert "RLOO" in seen["overview"]
+    assert f"of {read_steps(folder / 'demo' / 'run')[-1]}" in seen["overview"]
+    scores = [
+        float(line.replace("−", "-")) for line in seen["rollouts"].splitlines() if _is_number(line)
+    ]
+    assert scores == sorted(scores, reverse=True)
+    assert "world/prompts.parquet" in seen["sample"]
+    assert "log-prob" in seen["sample"]
+    assert {"collector", "learner-0", "engine-0"} <= set(seen["timeline"].split())
+
+
+def _is_number(line: str) -> bool:
+    try:
+        float(line.replace("−", "-"))
+    except ValueError:
+        return False
+    return True

@@ -83,8 +83,6 @@ def observed(world_model, tmp_path_factory) -> Iterator[Observed]:
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
-        "RAY_metrics_report_interval_ms": "1000",
-        "REPORTER_UPDATE_INTERVAL_MS": "1000",
     }
     with subprocess.Popen(
         [ATTUNE, "run", str(folder / "run.yaml")], env=environment, text=True,

@@ -96,7 +96,7 @@ def test_an_installation_has_what_prometheus_and_grafana_read(tmp_path):
     assert {rule["data"][0]["datasourceUid"] for rule in group["rules"]} == {source["uid"]}
     assert f"export RAY_PROMETHEUS_NAME={source['name']}\n" in said
     scrape = read(tmp_path / "prometheus/prometheus.yml")["global"]["scrape_interval"]
-    assert source["jsonData"]["timeInterval"] == scrape == "2s"
+    assert source["jsonData"]["timeInterval"] == scrape == "10s"
     assert "$" not in (tmp_path / "grafana/provisioning/alerting/attune.yaml").read_text()
 
 

@@ -55,7 +55,7 @@ def test_it_answers_whoever_asks_from_its_first_moment_on(pages, tmp_path):
     assert "wrote no learner step" in body(pages.address)
     assert (tmp_path / "run" / "logs" / "pages.log").read_text() == ""
     process = psutil.Process(pages.process.pid)
-    assert process.nice() == 10
+    assert process.nice() == 19
     assert [c.laddr.ip for c in process.net_connections() if c.status == "LISTEN"] == ["127.0.0.1"]
 
 
