@@ -357,10 +357,21 @@ class PreferenceUpdate:
             metrics |= {
                 "kl/ref_k1": total["own_log_ratio"] / own,
                 "length/mean": total["own_tokens"] / own,
+                **self._endings(),
             }
         if "explored" in self.loss.needs:
             metrics["preference/explored_log_ratio"] = total["explored"] / units
         return metrics
+
+    def _endings(self) -> Metrics:
+        """How the policy's own replies ended, over all ranks' batches."""
+        counts = torch.stack([(self.batch.finished & self.is_own).sum(), self.is_own.sum()])
+        num_finished, num_own = self.learner.reduce(counts.double()).tolist()
+        longest = int((self.lengths * self.is_own).max())
+        return {
+            "eos_rate": num_finished / max(num_own, 1.0),
+            "length/max": float(self.learner.maximum(longest)),
+        }
 
 
 def of_reference(

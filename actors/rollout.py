@@ -182,8 +182,8 @@ class RolloutEngine:
         final = None
         self._flying[request_id] = parameters.n
         is_reply = priority != FIRST
-        self._count_replying(is_reply)
         try:
+            self._count_replying(is_reply)
             async for output in self.engine.generate(
                 {"prompt_token_ids": tokens}, parameters, request_id, priority=priority
             ):

@@ -28,6 +28,7 @@ class LoggedEngine(RolloutEngine):
         await self.start()
         self.role.leave()
         self.spec, self.attempt, self.num_tokens = spec, 0, 0
+        self.told.clear()  # of the run before; vLLM's logger holds this very dictionary
         self._join(run_dir)
         await self.abandon()
         await self.leave_transfer()

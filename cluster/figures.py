@@ -33,7 +33,6 @@ FIGURES: tuple[Figure, ...] = (
     Figure("accuracy", "accuracy", ".1%", ""),
     Figure("kl/ref_k1", "KL", ".2f", " nats"),
     Figure("length/mean", "length", ".1f", " tokens"),
-    Figure("loss/total", "loss", ".4g", ""),
     Figure("loss/nll", "loss", ".4g", ""),
     Figure("loss/bradley_terry", "loss", ".4g", ""),
     Figure("loss/policy", "loss", ".4g", ""),

@@ -146,6 +146,7 @@ def _built_of(spec: EngineSpec, *, is_synced: bool) -> str:
     read = b"".join(file.read_bytes() for file in files if file.exists())
     parts = (
         spec.name, spec.dtype, spec.max_length, spec.placement, spec.transport, spec.device,
+        spec.with_metrics,
         hashlib.sha256(read).hexdigest(), None if is_synced else spec.model_path,
     )  # fmt: skip
     return repr(parts)

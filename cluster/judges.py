@@ -25,5 +25,8 @@ def start_judges(config: RunConfig) -> Judges:
     """The groups of a run; they load when they are first asked."""
     has_one = has_reference(config)
     reference = reference_group(config, latest_reference(config)) if has_one else None
-    extra = tuple(reference_group(config, path) for path in config.model.extra_references)
+    extra = tuple(
+        reference_group(config, path, f"extra-reference-{number}")
+        for number, path in enumerate(config.model.extra_references)
+    )
     return Judges(rewards=reward_groups(config), reference=reference, extra_references=extra)

@@ -147,11 +147,11 @@ class _Rounds:
         start = self.config.model.path
         if self.number > 1:
             start = str(self._at(self.number - 1, model) / "policy")
-        run_dir = str(self._at(self.number, model))
+        changed = {"run_dir": str(self._at(self.number, model))}
         return self.config.model_copy(
             update={
                 "model": self.config.model.model_copy(update={"path": start}),
-                "cluster": self.config.cluster.model_copy(update={"run_dir": run_dir}),
+                "cluster": self.config.cluster.model_copy(update=changed),
                 "feedback": FeedbackConfig(),
             }
         )

@@ -4,17 +4,26 @@ People read it when a run hangs, failure bundles keep it, and tests kill in the 
 Which it was before stands in telemetry (`cluster.metrics.telemetry`).
 """
 
+import logging
 from pathlib import Path
 
 from cluster.files import replace_text
 from cluster.metrics.telemetry import append
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "phases"
 
 
 def set_phase(run_dir: str | Path, role: str, phase: str) -> None:
-    """Say what `role` does now, such as `sample`, `score`, `update`, `sync`, `checkpoint`."""
-    replace_text(Path(run_dir) / FOLDER / role, phase)
+    """Say what `role` does now, such as `sample`, `score`, `update`, `sync`, `checkpoint`.
+
+    It is for whoever looks: where it cannot be written, the work goes on.
+    """
+    try:
+        replace_text(Path(run_dir) / FOLDER / role, phase)
+    except OSError:
+        logger.debug("phase %s was not written", phase, exc_info=True)
     append(run_dir, role, phase=phase)
 
 

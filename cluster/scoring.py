@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 GONE = (RayActorError, ObjectLostError)
 """What calls raise whose actor has died, and answers whose node has."""
 
+REFERENCE = "reference"
+"""What the processes of the policy's own reference are called."""
 Spawn = Callable[[], list[Any]]
 """Creates the workers of a group anew."""
 Check = Callable[[Any, Sequence[Rollout]], None]
@@ -79,9 +81,9 @@ class RewardWorker(Worker):
 class ReferenceWorker(Worker):
     """One worker of the reference policy."""
 
-    def __init__(self, spec: FrozenSpec, temperature: float, run_dir: str) -> None:
-        self._enter(run_dir, f"reference-{spec.rank}")
-        self.spec, self.temperature = spec, temperature
+    def __init__(self, name: str, spec: FrozenSpec, temperature: float, run_dir: str) -> None:
+        self._enter(run_dir, f"{name}-{spec.rank}")
+        self.name, self.spec, self.temperature = name, spec, temperature
 
     def load(self, address: str) -> None:
         """Load the model; those of a group meet at `address`."""
@@ -96,7 +98,7 @@ class ReferenceWorker(Worker):
             return self.reference.logprobs(rollouts)
 
     def __repr__(self) -> str:
-        return f"Reference(rank {self.spec.rank})"
+        return f"Reference({self.name}-{self.spec.rank})"
 
 
 class ScoringGroup:
@@ -342,17 +344,18 @@ def judge_spec(config: RunConfig, name: str, path: str) -> EngineSpec:
     )
 
 
-def reference_group(config: RunConfig, path: str) -> ScoringGroup:
-    """A reference policy, from a model folder."""
+def reference_group(config: RunConfig, path: str, name: str = REFERENCE) -> ScoringGroup:
+    """A reference policy, from a model folder; `name` is that of its processes."""
     return ScoringGroup(
         f"the reference policy {path}",
-        partial(spawn_reference, config, path),
+        partial(spawn_reference, config, path, name),
         deadline_s=config.feedback.deadline_s,
         attempts=config.feedback.attempts,
         start_deadline_s=config.cluster.reference.start_deadline_s,
         run_dir=config.cluster.run_dir,
         built_of=repr(
             (
+                name,
                 frozen_specs(config, "policy", path, config.cluster.reference.num_workers),
                 config.data.sampling.temperature,
                 config.cluster.reference,
@@ -361,12 +364,12 @@ def reference_group(config: RunConfig, path: str) -> ScoringGroup:
     )
 
 
-def spawn_reference(config: RunConfig, path: str) -> list[Any]:
+def spawn_reference(config: RunConfig, path: str, name: str = REFERENCE) -> list[Any]:
     """Workers of the reference policy; they load when they are told to."""
     placement = config.cluster.reference
     return [
         _worker(ReferenceWorker, placement, config).remote(
-            spec, config.data.sampling.temperature, config.cluster.run_dir
+            name, spec, config.data.sampling.temperature, config.cluster.run_dir
         )
         for spec in frozen_specs(config, "policy", path, placement.num_workers)
     ]

@@ -39,7 +39,7 @@ from cluster.groups import (
 from cluster.judges import Judges
 from cluster.ledger import FILTERED, UNLABELLED, Ledger, LedgerRow, labels_in
 from cluster.references import discard_references, latest_reference
-from cluster.scoring import ScoringGroup, merge_scores, spawn_reference
+from cluster.scoring import REFERENCE, ScoringGroup, merge_scores, spawn_reference
 from configs.schema import RunConfig
 from rl.data.stored import Item, prompt_of, stored_rollouts
 from rl.types import Experience, Prompt, Rollout
@@ -47,8 +47,6 @@ from rl.types import Experience, Prompt, Rollout
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-REFERENCE = "reference"
-"""Its name among the judges."""
 REFERENCE_SEED = 500_000_000
 """How far the reference's samples are from the policy's in seed."""
 

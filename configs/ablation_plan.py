@@ -140,6 +140,11 @@ def _config(
             f"cell {cell}: algorithm.name={config.algorithm.name} has no replies to judge; cells "
             "are runs of `attune run`"
         )
+    if config.cluster.metrics.loggers.jsonl is not None:
+        raise ConfigError(
+            f"cell {cell}: cluster.metrics.loggers.jsonl holds the rows of one run; set it to "
+            "null, each run has its metrics.jsonl"
+        )
     return config
 
 

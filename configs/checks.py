@@ -383,6 +383,7 @@ _ALWAYS: tuple[Rule, ...] = (
     _device_has_gpus,
     _offload,
     observation.loggers_are_fed,
+    observation.loggers_have_one_training,
     observation.profiled_steps_are_taken,
 )
 _OFFLINE: tuple[Rule, ...] = (_offline_is_plain, _prompt_fits)

@@ -1,8 +1,12 @@
 """The `cluster.metrics` section: who is shown a run's figures while it goes on."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from configs.base import Positive, PositiveFloat, Section
+from pydantic import Field
+
+from configs.base import PositiveFloat, Section
+
+Port = Annotated[int, Field(gt=0, le=65535)]
 
 
 class TensorBoardConfig(Section):
@@ -54,7 +58,7 @@ class MetricsConfig(Section):
     """Seconds between two looks at live figures."""
     engine_metrics: bool = True
     """Have every engine measure itself: vLLM's own metrics."""
-    pages_port: Positive | None = None
+    pages_port: Port | None = None
     """Port of the run's pages on the driver's host, for loopback alone; where empty, a free one.
     The dashboard of a cluster shows them if its head was started with `--proxy-server-url`."""
     loggers: LoggersConfig = LoggersConfig()

@@ -14,6 +14,16 @@ def loggers_are_fed(config: RunConfig) -> str | None:
     )
 
 
+def loggers_have_one_training(config: RunConfig) -> str | None:
+    named = [name for name, settings in config.cluster.metrics.loggers if settings is not None]
+    if config.feedback.mixture is None or not named:
+        return None
+    return (
+        f"cluster.metrics.loggers.{named[0]}: feedback.mixture is many trainings, each with steps "
+        "of its own, and loggers take one; set it to null and follow the run's pages"
+    )
+
+
 def profiled_steps_are_taken(config: RunConfig) -> str | None:
     profile, steps = config.cluster.learner.profile, config.algorithm.num_steps
     if profile is None or profile.first_step + profile.num_steps - 1 <= steps:

@@ -114,12 +114,13 @@ ALERTS = (
     Alert(
         name="AttuneNoProgress",
         severity="critical",
-        query=f"(time() - {value('unix_time')}) / clamp_min({value('time/step')}, 60)",
+        query=f"(time() - {value('unix_time')}) / "
+        f"clamp_min({value('time/step')} or 180 + 0 * {value('unix_time')}, 60)",
         above=5,
         lasting="10m",
         summary="{{ .Labels.run }}: no step for {{ .Value | humanize }} times the last one's time",
-        meaning="Time since the newest step ended, in times of a step (of a minute at least). The "
-        "queue is stuck, or somebody hangs.",
+        meaning="Time since the newest step ended, in times of a step (of a minute at least; of 3 "
+        "minutes before the first). The queue is stuck, or somebody hangs.",
         remedy="`attune inspect RUN` says which phase each process is in; the dashboard Flow says "
         "who waits for whom.",
         keys=("unix_time", "time/step"),

@@ -26,6 +26,8 @@ STANDS_AT_0 = {
 """Counter -> gauge of the same labels that the same process tells. Ray exports no counter that
 never counted: it stands at 0 wherever the gauge is."""
 
+SESSION = "SessionName"
+"""Ray's label of one life of a cluster."""
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -103,12 +105,14 @@ def grown(key: str, ago: str, scope: Scope = PLAIN, where: Labels = (), zero: st
     begins, and of rare events there may be no other.
     """
     metric, zero = BY_KEY[key], zero or STANDS_AT_0.get(key, "")
-    series, by = selector(metric, scope, where), _by(metric, where)
+    # A run that goes on in another Ray begins to count anew: what the one before counted is not
+    # taken off.
+    series, by = selector(metric, scope, where), f"{_by(metric, where)}, {SESSION}"
     now, before = f"sum by ({by}) ({series})", f"sum by ({by}) ({series} offset {ago})"
     if not zero:
         return f"{now} - ({before} or 0 * {now})"
-    nothing = f"0 * {value(zero, scope)}"
-    return f"({now} or {nothing}) - ({before} or {nothing})"
+    nothing = f"0 * max by ({by}) ({selector(BY_KEY[zero], scope)})"
+    return f"({now} or {nothing}) - ({before} or {nothing} or 0 * {now})"
 
 
 def _by(metric: Metric, where: Labels = ()) -> str:

@@ -1,8 +1,10 @@
 """Loggers from their settings."""
 
+import json
 from pathlib import Path
 
 from cluster.loggers.protocol import MetricsLogger
+from configs.redaction import redact_text
 from configs.schema import RunConfig
 
 MEMORY = "loggers"
@@ -30,6 +32,20 @@ def open_loggers(config: RunConfig) -> dict[str, MetricsLogger]:
 
         made["mlflow"] = MlflowLogger(settings.mlflow)
     return made
+
+
+def target_of(config: RunConfig, name: str) -> str:
+    """Where a logger logs to, as it is noted: its settings, without secrets."""
+    return redact_text(getattr(config.cluster.metrics.loggers, name).model_dump_json())
+
+
+def is_noted(config: RunConfig, name: str) -> bool:
+    """Whether this run has logged to this very place before."""
+    try:
+        noted = json.loads(memory_of(config, name).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(noted, list) and noted[:1] == [target_of(config, name)]
 
 
 def memory_of(config: RunConfig, name: str) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from urllib.parse import urlsplit
 
-from cluster.loggers.build import memory_of
+from cluster.loggers.build import is_noted
 from configs.errors import ConfigError
 from configs.metrics import JsonlConfig, LoggersConfig, MlflowConfig, WandbConfig
 from configs.schema import RunConfig
@@ -23,9 +23,11 @@ def check_loggers(config: RunConfig) -> None:
     _check_installed(settings)
     if settings.jsonl is not None:
         _check_path(settings.jsonl, config)
-    if settings.wandb is not None:
+    # A Ray of the run's own passes this environment on; what another one has is not known here.
+    is_own = config.cluster.address is None
+    if settings.wandb is not None and is_own:
         _check_key(settings.wandb)
-    if settings.mlflow is not None:
+    if settings.mlflow is not None and (is_own or settings.mlflow.uri):
         _check_uri(settings.mlflow)
 
 
@@ -52,7 +54,7 @@ def _check_path(settings: JsonlConfig, config: RunConfig) -> None:
         raise ConfigError(
             f"{field}: {path} cannot be written ({error.strerror}); give a file that can"
         ) from error
-    is_ours = memory_of(config, "jsonl").exists()
+    is_ours = is_noted(config, "jsonl")
     if path.exists() and path.stat().st_size and not is_ours:
         raise ConfigError(f"{field}: {path} holds the rows of something else; give another file")
 

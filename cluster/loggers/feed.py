@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 from cluster.events import record
 from cluster.files import replace_text
-from cluster.loggers.build import memory_of, open_loggers
+from cluster.loggers.build import memory_of, open_loggers, target_of
 from cluster.loggers.protocol import CLOCK, MetricsLogger, RunFacts
+from cluster.metrics.labels import run_name
 from cluster.tail import Mark, MetricsTail
-from configs.redaction import redact, redact_text
+from configs.redaction import redact
 from configs.schema import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -119,12 +120,11 @@ class Lane:
         made: MetricsLogger,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        settings = getattr(config.cluster.metrics.loggers, name)
         self.name = name
         self.run_dir = Path(config.cluster.run_dir)
         self._config, self._logger, self._clock = config, made, clock
         self._file = memory_of(config, name)
-        self._target = redact_text(settings.model_dump_json())
+        self._target = target_of(config, name)
         self._memory: Memory | None = None
         self._tail = MetricsTail(self.run_dir)
         self._is_open = False
@@ -176,7 +176,7 @@ class Lane:
         self._tail = MetricsTail(self.run_dir, memory.marks)
         facts = RunFacts(
             run_id=memory.run_id,
-            name=self.run_dir.resolve().name,
+            name=run_name(self.run_dir),
             run_dir=self.run_dir,
             config=redact(self._config.model_dump(mode="json")),
         )

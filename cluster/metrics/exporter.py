@@ -12,9 +12,10 @@ from ray.util import metrics as ray_metrics
 
 from cluster.metrics.labels import labels_of
 from cluster.metrics.table import ACTOR, BY_KEY, STALENESS_BOUNDS, Metric, find
-from cluster.metrics.telemetry import Told
+from cluster.metrics.telemetry import Told, unix_now
 
 EVENTS = "events/{kind}"
+CLOCK = "unix_time"
 
 
 class Exporter:
@@ -28,12 +29,15 @@ class Exporter:
         self.run, self.config = run, config
         self.is_counting = False
         """Whether what comes is new; before, it only tells where counters stand."""
+        self.began = unix_now()
+        """No run stood still before that."""
         self._last_step = 0.0
         self._made: dict[str, Any] = {}
         self._stood: dict[tuple[str, str], float] = {}
         """(key, role) -> where a process's own counter stood."""
         self._gauges: dict[tuple[str, str], dict[tuple[str, ...], float]] = {}
         """(role, metric) -> labels' values -> newest value; figures of steps have no role."""
+        self._gauge("", BY_KEY[CLOCK], {}, self.began)
 
     # ---- what comes in ---------------------------------------------------------------------
 
@@ -47,6 +51,8 @@ class Exporter:
                 self._last_step = figures["step"]
                 for key, value in figures.items():
                     self._observe(key, value)
+        if CLOCK in newest:  # a run that goes on begins now: what was last night is no standstill
+            newest[CLOCK] = max(newest[CLOCK], self.began)
         for key, value in newest.items():
             found = find(key)
             if found is not None and found[0].kind == "gauge" and found[0].source == "step":

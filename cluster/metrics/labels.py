@@ -1,9 +1,29 @@
 """Labels of a figure that do not stand in its key but follow from the run's configuration."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cluster.metrics.table import find
+
+WHOLE = "mixture"
+"""Folder of a run that holds the trainings it is made of."""
+
+
+def run_name(run_dir: str | Path) -> str:
+    """What a run is called among others, as label and in loggers: the name of its folder.
+
+    A run that is part of something is called by its place in that.
+
+    >>> run_name("runs/first"), run_name("runs/grid/seed=0/low")
+    ('first', 'grid/seed=0/low')
+    """
+    parts = Path(os.path.abspath(run_dir)).parts
+    first = len(parts) - 1
+    while first > 1 and ("=" in parts[first] + parts[first - 1] or parts[first] == WHOLE):
+        first -= 1
+    return "/".join(parts[first:])
 
 
 def labels_of(key: str, config: Mapping[str, Any]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What the collector tells of a run in telemetry, beside its memory."""
 
-from cluster.walk import REFERENCE, Walk
+from cluster.scoring import REFERENCE
+from cluster.walk import Walk
 
 
 def of_walk(walk: Walk) -> dict[str, float]:

@@ -21,7 +21,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.loggers.feed import END_S, LoggerFeed
 from cluster.metrics.exporter import Exporter
-from cluster.metrics.telemetry import TelemetryTail, switch_on
+from cluster.metrics.labels import run_name
+from cluster.metrics.telemetry import TelemetryTail, switch_off, switch_on
 from cluster.roles import Role
 from cluster.runtime import namespace, role_env
 from cluster.tail import JsonlTail, MetricsTail
@@ -48,7 +49,7 @@ class Monitor:
         run_dir = Path(config.cluster.run_dir)
         self.interval_s = config.cluster.metrics.interval_s
         self.role = Role(str(run_dir), NAME)
-        self.exporter = Exporter(run_dir.name, config.model_dump(mode="json"))
+        self.exporter = Exporter(run_name(run_dir), config.model_dump(mode="json"))
         self._steps = MetricsTail(run_dir)
         self._events = JsonlTail(run_dir / "events.jsonl")
         self._telemetry = TelemetryTail(run_dir)
@@ -62,7 +63,7 @@ class Monitor:
         threading.Thread(target=self._show, daemon=True, name="gauges").start()
 
     def _show(self) -> None:
-        """Apart from the reading, which a slow logger may hold up."""
+        """Apart from the reading, whose interval may be longer."""
         while not self._stopped.wait(SHOW_S):
             with self._turn:
                 self.exporter.show()
@@ -98,8 +99,10 @@ class Monitor:
     def finish(self, *, finished: bool) -> None:
         """A last look, and no more; `finished`: the run is at its end, not only interrupted."""
         self._stopped.set()
-        self.look()
-        self.feed.close(finished=finished)
+        try:
+            self.look()
+        finally:
+            self.feed.close(finished=finished)
 
     def __repr__(self) -> str:
         return f"Monitor({self.exporter.run})"
@@ -109,6 +112,7 @@ class Monitor:
 def monitored(config: RunConfig) -> Iterator[None]:
     """Show the run to whoever looks, for the length of the block."""
     if not config.cluster.metrics.enabled:
+        switch_off(config.cluster.run_dir)
         yield
         return
     switch_on(config.cluster.run_dir, config.cluster.metrics.interval_s)

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class Pulse:
     def _values(self) -> dict[str, float]:
         pids = [os.getpid(), *self._child_pids()]
         values = {"memory/host_mib": round(sum(map(private_mib, pids)), 1)}
-        device = device_mib()
+        device = device_mib(pids)
         if device is not None:
             values["memory/device_mib"] = round(device, 1)
         told = {name: float(f"{value:.6g}") for name, value in self.facts().items()}
@@ -89,10 +89,32 @@ def private_mib(pid: int) -> float:
     return 0.0
 
 
-def device_mib() -> float | None:
-    """What torch holds on this process's device; None without one, or where torch is not loaded."""
+def device_mib(pids: Sequence[int]) -> float | None:
+    """What processes hold on this node's GPUs; None without one, or where torch is not loaded.
+
+    By the driver's account, which knows of an engine's core in a process of its own. It counts by
+    the host's numbers of processes: in a container that has others, by torch's, of this one alone.
+    """
     torch = sys.modules.get("torch")
-    cuda = getattr(torch, "cuda", None)
-    if cuda is None or not cuda.is_initialized():
+    if torch is None or torch.version.cuda is None:
         return None
-    return cuda.memory_reserved() / MIB
+    held = _by_driver(set(pids))
+    if held:
+        return held / MIB
+    return torch.cuda.memory_reserved() / MIB if torch.cuda.is_initialized() else None
+
+
+def _by_driver(pids: set[int]) -> int:
+    """Bytes; 0 where the driver knows nothing of these processes, or there is none."""
+    try:
+        import pynvml
+    except ImportError:
+        return 0
+    held = 0
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            device = pynvml.nvmlDeviceGetHandleByIndex(index)
+            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(device):
+                held += (process.usedGpuMemory or 0) * (process.pid in pids)
+    return held

@@ -9,7 +9,6 @@ report under "Everything else".
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -122,6 +121,8 @@ POLICY = (
     _step("margin", "", "Score of the chosen reply less the rejected one's."),
     _step("validation/accuracy", "share", "Pairs ordered as labelled, held out."),
     _step("validation/loss", "", "Loss on held-out rows."),
+    _step("validation/pairs", "pairs", "Held-out pairs that were judged."),
+    _step("validation/chosen_score", "", "Mean score of the better replies, held out."),
 )  # fmt: skip
 LEARNING = (
     _step("loss/policy", "", "Policy loss."),
@@ -151,7 +152,7 @@ LEARNING = (
 FLOW = (
     _step("step", "", "Learner steps finished."),
     _step("policy_version", "", "Version of the learner's weights."),
-    _step("unix_time", "seconds since 1970", "When the newest step ended."),
+    _step("unix_time", "seconds since 1970", "When the newest step ended, or the run began."),
     _step("num_tokens", "tokens", "Response tokens learned from in a step."),
     _step("tokens_per_s", "tokens per second", "Response tokens learned from."),
     _step("time/step", "seconds", "One learner step in all."),
@@ -164,6 +165,9 @@ FLOW = (
     _step("time/idle", "seconds", "The learner had nothing to do."),
     _step("sync/pause_s", "seconds", "Longest pause of an engine for new weights."),
     _step("sync/transfer_s", "seconds", "Sending the weights."),
+    _step("sync/begin_s", "seconds", "Until all engines were ready to receive."),
+    _step("sync/receive_s", "seconds", "Slowest engine's receiving."),
+    _step("sync/install_s", "seconds", "Slowest engine's installing of what it received."),
     _step("sync/engines", "engines", "Engines that took the newest weights."),
     _step("probe/gap", "nats", "Largest difference of engine and learner log-probs after a sync."),
     _step("probe/tolerance", "nats", "What that may be before the run stops."),
@@ -220,8 +224,3 @@ def find(key: str) -> tuple[Metric, dict[str, str]] | None:
         if "{" in metric.key and (labels := metric.match(key)) is not None:
             return metric, labels
     return None
-
-
-def by_name() -> Iterator[tuple[str, Metric]]:
-    """Names in Prometheus and their metrics, in the order of the table."""
-    return ((metric.name, metric) for metric in METRICS)

@@ -22,7 +22,7 @@ FOLDER = "telemetry"
 INTERVAL = "interval_s"
 """File of the folder that says how often processes tell; without it they tell nothing."""
 START = "start"
-"""Phase with which a process begins; what it accumulated before is over."""
+"""Phase with which a process begins; that of the one before it of this name is over."""
 
 
 def switch_on(run_dir: str | Path, interval_s: float) -> None:
@@ -30,6 +30,11 @@ def switch_on(run_dir: str | Path, interval_s: float) -> None:
     folder = Path(run_dir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INTERVAL).write_text(f"{interval_s}\n")
+
+
+def switch_off(run_dir: str | Path) -> None:
+    """Have them tell nothing, from their next start on; what was told stays."""
+    (Path(run_dir) / FOLDER / INTERVAL).unlink(missing_ok=True)
 
 
 def interval_of(run_dir: str | Path) -> float | None:
@@ -50,7 +55,7 @@ def append(run_dir: str | Path, role: str, **facts: Any) -> None:
     path = Path(run_dir) / FOLDER / f"{role}.jsonl"
     line = json.dumps({"time": unix_now(), **facts}) + "\n"
     try:
-        if not path.parent.is_dir():
+        if not (path.parent / INTERVAL).exists():
             return
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -84,9 +89,10 @@ class PhaseClock:
     _idle_before: float = 0.0
     _all_before: float = 0.0
 
-    def enter(self, phase: str, now: float) -> None:
-        """The process is in another phase from `now` on."""
-        self._count(now)
+    def enter(self, phase: str, now: float, last: float) -> None:
+        """The process is in another phase from `now` on; `last`: when it told something before."""
+        # One that begins is another process than the one before, which ended some time after that.
+        self._count(min(last, now) if phase == START else now)
         self.phase, self.since = phase, now
 
     def _count(self, now: float) -> None:
@@ -115,6 +121,8 @@ class RoleTail:
         self.role = path.stem
         self.tail = JsonlTail(path)
         self.clock = PhaseClock()
+        self.last = 0.0
+        """Unix second of the newest line."""
 
     def read(self) -> list[Told]:
         """New lines; those of values also hold `phase_seconds/...` and `idle_share`."""
@@ -124,11 +132,12 @@ class RoleTail:
             if not isinstance(now, int | float):
                 continue
             if isinstance(phase, str):
-                self.clock.enter(phase, now)
+                self.clock.enter(phase, now, self.last)
                 told.append(Told(time=now, phase=phase, values={}))
             elif isinstance(values, dict):
                 own = {str(k): float(v) for k, v in values.items() if isinstance(v, int | float)}
                 told.append(Told(time=now, phase=None, values=own | self.clock.read(now)))
+            self.last = now
         return told
 
 

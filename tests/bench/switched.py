@@ -30,11 +30,18 @@ BLOCK = 2
 LOOK_S = 0.02
 
 
-def run_of_demo_size(folder: Path, num_steps: int, *overrides: str) -> RunConfig:
+SAME_WORK = ("data.sampling.temperature=0.01", "algorithm.optimizer.learning_rate=1e-12")
+"""With one prompt, every step does the same: what differs in their time is the machine's doing."""
+
+
+def run_of_demo_size(
+    folder: Path, num_steps: int, *overrides: str, num_prompts: int = 200
+) -> RunConfig:
     """A run on an untrained model of the built-in world, in `folder`/run."""
     write_model(folder / "model")
     rng = random.Random(0)
-    rows = [{"prompt": write_prompt(rng, *draw_request(rng))} for _ in range(200)]
+    texts = [write_prompt(rng, *draw_request(rng)) for _ in range(num_prompts)]
+    rows = [{"prompt": texts[index % num_prompts]} for index in range(200)]
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tiny_run(

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from tests.bench.switched import BLOCK, FIRST, Switch, run_of_demo_size
+from tests.bench.switched import BLOCK, FIRST, SAME_WORK, Switch, run_of_demo_size
 from tests.integration.processes import free_port
 
 NUM_BLOCKS = 120
@@ -39,6 +39,7 @@ def watching(folder: Path) -> dict[str, Any]:
     config = run_of_demo_size(
         folder, FIRST + BLOCK * NUM_BLOCKS + 1, "cluster.dashboard=true",
         "cluster.checkpoint.interval=1000", "cluster.metrics.loggers.tensorboard={}",
+        *SAME_WORK, num_prompts=1,
     )  # fmt: skip
     named = {"watchers": WATCHERS, "ray_s_agent": ("ray::DashboardAgent",)}
     switch = Switch(config, _watch, NUM_BLOCKS, named)
@@ -71,7 +72,7 @@ def flood(folder: Path) -> dict[str, Any]:
     port = free_port()
     config = run_of_demo_size(
         folder, FIRST + BLOCK * FLOODED_BLOCKS + 1, f"cluster.metrics.pages_port={port}",
-        "cluster.checkpoint.interval=1000",
+        "cluster.checkpoint.interval=1000", *SAME_WORK, num_prompts=1,
     )  # fmt: skip
     asking: list[subprocess.Popen[bytes]] = []
 

@@ -220,6 +220,10 @@ def test_a_bad_cell_is_named(tmp_path):
         ({"cells": {"sft": []}, "start": "world"}, "cell sft: a folder of the world"),
         ({"cells": {"a": ["data.train={start}/x"]}}, "exists under `start: world` only"),
         ({"cells": {"a": ["algorithm.name=sft"]}}, "cell a: "),
+        (
+            {"cells": {"a": ["cluster.metrics.loggers.jsonl.path=rows.jsonl"]}},
+            "cell a: cluster.metrics.loggers.jsonl holds the rows of one run",
+        ),
         ({"cells": CELLS, "grid": {"data.train": ["t"]}}, "either cells or grid"),
         ({"cells": {}}, "there is no cell"),
         ({"grid": {"replies": {}}}, "grid.replies has no values"),

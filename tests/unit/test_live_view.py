@@ -101,7 +101,7 @@ def test_of_several_losses_the_first_is_shown_and_at_the_end_nothing_is_left():
     console = terminal()
     progress = RunProgress(2, "sft", console)
     for number in (1, 2):
-        progress.update({"step": number, "loss/total": 3.0, "loss/nll": 7.0})
+        progress.update({"step": number, "loss/nll": 3.0, "loss/preference": 7.0})
     console.print(progress._view())
     bar, row = console.export_text().splitlines()
     assert bar.endswith("ETA 0:00")

@@ -1,9 +1,11 @@
 """Loggers that could not log are refused before a run begins."""
 
+import json
 from importlib.util import find_spec
 
 import pytest
 
+from cluster.loggers.build import target_of
 from cluster.loggers.checks import check_loggers
 from configs.errors import ConfigError
 from configs.load import load_config
@@ -45,6 +47,15 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(tmp_path, name)
     assert f"pip install 'attune[{name}]'" in refusal(tmp_path, f"{name}={{}}")
 
 
+def test_the_many_trainings_of_a_mixture_take_no_logger(tmp_path):
+    of_pairs = ["model.path=m", "data.train=d", "algorithm.name=reward_model"]
+    asked = [*of_pairs, "algorithm.num_steps=10", "feedback.mixture.annotator=who"]
+    asked += [f"cluster.run_dir={tmp_path}"]
+    load_config(None, asked)
+    with pytest.raises(ConfigError, match=r"loggers\.tensorboard: feedback\.mixture is many"):
+        load_config(None, [*asked, f"{LOGGERS}.tensorboard={{}}"])
+
+
 def test_a_second_file_must_have_a_place_and_be_ours(tmp_path):
     check_loggers(config_of(tmp_path, f"jsonl.path={tmp_path / 'new' / 'rows.jsonl'}"))
     (tmp_path / "file").write_text("x")
@@ -54,8 +65,12 @@ def test_a_second_file_must_have_a_place_and_be_ours(tmp_path):
     assert "something else" in refusal(tmp_path, f"jsonl.path={tmp_path / 'file'}")
     assert "would be copied" in refusal(tmp_path, f"jsonl.path={tmp_path / 'metrics.jsonl'}")
     (tmp_path / "loggers").mkdir()
-    (tmp_path / "loggers" / "jsonl.json").write_text("{}")  # the run was begun with it
-    check_loggers(config_of(tmp_path, f"jsonl.path={tmp_path / 'file'}"))
+    begun = config_of(tmp_path, f"jsonl.path={tmp_path / 'file'}")
+    noted = json.dumps([target_of(begun, "jsonl"), "id", 3, []])
+    (tmp_path / "loggers" / "jsonl.json").write_text(noted)  # the run was begun with it
+    check_loggers(begun)
+    (tmp_path / "other").write_text("x")
+    assert "something else" in refusal(tmp_path, f"jsonl.path={tmp_path / 'other'}")
 
 
 def test_wandb_needs_a_key_unless_it_is_offline(tmp_path, monkeypatch):

@@ -14,10 +14,17 @@ from cluster.dashboards.drawing import figure
 from cluster.dashboards.panel import Curve, panel
 from cluster.metrics import history as history_module
 from cluster.metrics.history import RunHistory, rate
-from cluster.metrics.labels import labels_of
+from cluster.metrics.labels import labels_of, run_name
 from cluster.metrics.pulse import Pulse, private_mib
 from cluster.metrics.table import METRICS, find
-from cluster.metrics.telemetry import RoleTail, TelemetryTail, append, interval_of, switch_on
+from cluster.metrics.telemetry import (
+    RoleTail,
+    TelemetryTail,
+    append,
+    interval_of,
+    switch_off,
+    switch_on,
+)
 from cluster.phases import phase_of, set_phase
 from cluster.tail import JsonlTail
 from tests.unit.synthetic_runs import write_jsonl
@@ -109,6 +116,20 @@ def test_a_change_of_phase_is_told_with_its_time(tmp_path):
     assert before - 0.001 <= told.time <= time.time() + 0.001
 
 
+def test_who_is_told_to_tell_nothing_any_more_adds_nothing_to_what_was_told(tmp_path):
+    switch_on(tmp_path, 0.5)
+    append(tmp_path, "learner-0", phase="update")
+    switch_off(tmp_path)
+    append(tmp_path, "learner-0", phase="take")
+    switch_off(tmp_path / "no run")
+    assert [told.phase for told in TelemetryTail(tmp_path).read()["learner-0"]] == ["update"]
+
+
+def test_a_phase_that_cannot_be_written_holds_up_nobody(tmp_path):
+    (tmp_path / "phases").write_text("a file in place of the folder")
+    set_phase(tmp_path, "learner-0", "update")
+
+
 def write_role(run_dir, role, lines):
     (run_dir / "telemetry").mkdir(parents=True, exist_ok=True)
     write_jsonl(run_dir / "telemetry" / f"{role}.jsonl", lines)
@@ -134,6 +155,29 @@ def test_idle_share_and_seconds_by_phase_follow_from_the_changes(tmp_path):
         "phase_seconds/update": 3.0,
         "idle_share": 0.5,
     }
+
+
+def test_the_time_between_two_lives_of_a_process_belongs_to_neither(tmp_path):
+    write_role(tmp_path, "learner-0", [
+        {"time": 100.0, "phase": "update"},
+        {"time": 103.0, "values": {}},  # killed after that
+        {"time": 900.0, "phase": "start"},
+        {"time": 902.0, "phase": "take"},
+        {"time": 903.0, "values": {}},
+    ])  # fmt: skip
+    told = RoleTail(tmp_path / "telemetry" / "learner-0.jsonl").read()
+    assert told[-1].values == {
+        "phase_seconds/update": 3.0,
+        "phase_seconds/start": 2.0,
+        "phase_seconds/take": 1.0,
+        "idle_share": 1.0,
+    }
+
+
+def test_a_run_that_is_part_of_something_is_called_by_its_place_in_it():
+    assert run_name("runs/first") == "first"
+    assert run_name("/runs/grid/seed=0/low") == "grid/seed=0/low"
+    assert run_name("/runs/people/mixture/round=1/model=0") == "people/mixture/round=1/model=0"
 
 
 def test_a_pulse_tells_facts_and_memory_until_it_is_closed(tmp_path):

@@ -77,13 +77,14 @@ def test_a_range_is_shaded_where_one_run_is_shown():
 def test_growth_of_a_rare_counter_counts_what_it_began_with():
     query = grown("events/{kind}", "30m", where=(("kind", "learner_failure"),), zero="step")
     failures = 'ray_attune_events_total{kind="learner_failure"}'
-    nothing = "0 * max by (run) (ray_attune_step)"
+    nothing = "0 * max by (run, SessionName) (ray_attune_step)"
+    now = f"sum by (run, SessionName) ({failures})"
     assert query == (
-        f"(sum by (run) ({failures}) or {nothing}) - "
-        f"(sum by (run) ({failures} offset 30m) or {nothing})"
+        f"({now} or {nothing}) - "
+        f"(sum by (run, SessionName) ({failures} offset 30m) or {nothing} or 0 * {now})"
     )
     itself = grown("events/{kind}", "1m")
-    assert "or 0 * sum by (run, kind) (ray_attune_events_total)" in itself
+    assert "or 0 * sum by (run, kind, SessionName) (ray_attune_events_total)" in itself
 
 
 def test_a_gauge_over_a_while_is_taken_of_each_worker_apart():
