@@ -7,7 +7,7 @@ from pathlib import Path
 from cluster.k8s.groups import kubernetes, role_labels
 from cluster.k8s.network import network_policies, pod_monitors
 from cluster.k8s.pods import CONFIG_FILE, Document, instance_labels
-from cluster.k8s.ray_objects import ray_cluster, ray_job, reward_service
+from cluster.k8s.ray_objects import pages_port, ray_cluster, ray_job, reward_service
 from configs.errors import ConfigError
 from configs.kubernetes import LONGEST_NAME, NAME_PATTERN, KubernetesConfig
 from configs.load import to_yaml
@@ -74,9 +74,10 @@ def in_cluster(config: RunConfig) -> RunConfig:
         role: getattr(cluster, role).model_copy(update={"labels": labels[group]})
         for role, group in roles.items()
     }
-    return config.model_copy(
-        update={"cluster": cluster.model_copy(update={"address": "auto", **update})}
-    )
+    # The driver is on the head, whose dashboard was told this port.
+    metrics = cluster.metrics.model_copy(update={"pages_port": pages_port(config)})
+    changed = {"address": "auto", "metrics": metrics, **update}
+    return config.model_copy(update={"cluster": cluster.model_copy(update=changed)})
 
 
 def token_secret(section: KubernetesConfig, values: dict[str, str]) -> Document:

@@ -36,8 +36,14 @@ def instance_labels(instance: str) -> dict[str, str]:
     return {"app.kubernetes.io/part-of": "attune", "app.kubernetes.io/instance": instance}
 
 
-def head_group(section: KubernetesConfig, instance: str) -> Document:
-    """The head: control plane and driver. Without CPUs of its own no actor is placed on it."""
+def head_group(section: KubernetesConfig, instance: str, pages: int | None = None) -> Document:
+    """The head: control plane and driver. Without CPUs of its own no actor is placed on it.
+
+    Its dashboard shows what a server at the port `pages` has.
+    """
+    params = {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"}
+    if pages is not None:
+        params["proxy-server-url"] = f"http://127.0.0.1:{pages}"
     head = section.head
     container = _container(section, "ray-head", head.cpus, 0, head.memory_gib)
     container["ports"] = [
@@ -48,7 +54,7 @@ def head_group(section: KubernetesConfig, instance: str) -> Document:
     template["spec"]["restartPolicy"] = "Never"
     return {
         "serviceType": "ClusterIP",
-        "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},
+        "rayStartParams": params,
         "labels": {"role": "head", "ray.io/market-type": "on-demand"},
         "template": template,
     }

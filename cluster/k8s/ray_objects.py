@@ -21,15 +21,23 @@ from configs.schema import RunConfig
 
 RUNTIME_ENV = Path(__file__).parents[2] / "runtime_env.yaml"
 
+PAGES_PORT = 8299
+"""Of the pages of a run on the head, for its dashboard alone."""
 JOB_STOP_S = 8
 """Seconds that a stopped job has to end its actors and write its report; Ray's default is 3."""
+
+
+def pages_port(config: RunConfig) -> int | None:
+    """Of the run's pages on the head; None where nobody is shown the run."""
+    metrics = config.cluster.metrics
+    return (metrics.pages_port or PAGES_PORT) if metrics.enabled else None
 
 
 def ray_job(config: RunConfig, section: KubernetesConfig) -> Document:
     """A run with a cluster of its own; each try after a failure goes on in a new one."""
     variables = yaml.safe_load(RUNTIME_ENV.read_text())["env_vars"]
     variables |= {"RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_S)}
-    cluster = _cluster_spec(section, str(section.name), run_groups(config))
+    cluster = _cluster_spec(section, str(section.name), run_groups(config), pages_port(config))
     spec: Document = {
         # One command: KubeRay pastes it into a shell script, where `;` or `&&` would end it.
         "entrypoint": f"attune k8s start {CONFIG_FILE}",
@@ -48,7 +56,7 @@ def ray_job(config: RunConfig, section: KubernetesConfig) -> Document:
 
 def ray_cluster(config: RunConfig, section: KubernetesConfig) -> Document:
     """A cluster that stays, for runs that `ray job submit` brings."""
-    spec = _cluster_spec(section, str(section.name), run_groups(config))
+    spec = _cluster_spec(section, str(section.name), run_groups(config), pages_port(config))
     return _object("RayCluster", section, str(section.name), spec)
 
 
@@ -92,8 +100,10 @@ def reward_service(
     return _object("RayService", section, name, spec)
 
 
-def _cluster_spec(section: KubernetesConfig, instance: str, groups: list[Group]) -> Document:
-    """What RayJob, RayCluster and RayService have in common."""
+def _cluster_spec(
+    section: KubernetesConfig, instance: str, groups: list[Group], pages: int | None = None
+) -> Document:
+    """What RayJob, RayCluster and RayService have in common; `pages`: port of a run's pages."""
     autoscaled = any(group.is_elastic for group in groups)
     spec: Document = {
         "rayVersion": version("ray"),
@@ -113,7 +123,7 @@ def _cluster_spec(section: KubernetesConfig, instance: str, groups: list[Group])
     if section.redis:
         spec["gcsFaultToleranceOptions"] = _redis(section.redis)
     return spec | {
-        "headGroupSpec": head_group(section, instance),
+        "headGroupSpec": head_group(section, instance, pages),
         "workerGroupSpecs": [
             worker_group(section, instance, group, autoscaled=autoscaled) for group in groups
         ],

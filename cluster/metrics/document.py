@@ -21,12 +21,13 @@ Every figure of a run has a key in the run folder and a name in Prometheus.
 
 - **step**: a row of `metrics.jsonl`, one a learner step.
 - **live**: `telemetry/ROLE.jsonl`, every few seconds, told by each process of itself
-  (`cluster.metrics.interval_s`).
+  (`cluster.metrics.interval_s`); some 5 MB a day and process.
 - **event**: lines of `events.jsonl`, counted.
 
 A part of a key in braces is a label in Prometheus. All series have the label `run` as well, the
-name of the run folder; Ray adds `SessionName`, `NodeAddress` and `WorkerId`. A histogram has
-`_bucket` series. [dashboards.md](dashboards.md) shows how to look at all of them.
+name of the run folder, in an ablation such as `grid/seed=0/low`: runs side by side on one cluster
+need different names. Ray adds `SessionName`, `NodeAddress` and `WorkerId`. A histogram has `_bucket`
+series. [dashboards.md](dashboards.md) shows how to look at all of them.
 """
 GROUPS = {
     "Rewards and feedback": table.REWARDS,

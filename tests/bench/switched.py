@@ -46,7 +46,7 @@ def run_of_demo_size(
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tiny_run(
         folder / "model", prompts, folder / "run",
-        "data.prompts_per_step=32", "data.sampling.max_new_tokens=32",
+        f"data.validation={prompts}", "data.prompts_per_step=32", "data.sampling.max_new_tokens=32",
         f"algorithm.num_steps={num_steps}", "cluster.rollout.max_num_seqs=128",
         "cluster.rollout.cpus_per_engine=2", "cluster.learner.cpus_per_worker=2", *overrides,
     )  # fmt: skip

@@ -1,4 +1,7 @@
-"""`ray job submit` to a cluster with tokens: twice with one id after a kill, stopped, refused."""
+"""`ray job submit` to a cluster with tokens: twice with one id after a kill, stopped, refused.
+
+Its head was told where a run's pages will be.
+"""
 
 import json
 import os
@@ -26,7 +29,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
-OURS = ("Collector", "LoggedEngine", "RewardWorker", "ReferenceWorker", "RayTrainWorker")
+OURS = ("Collector", "LoggedEngine", "RewardWorker", "ReferenceWorker", "RayTrainWorker", "Monitor")
 START_S, STEP_S, END_S = 120, 240, 400
 
 
@@ -36,6 +39,8 @@ class Head:
 
     gcs: str
     dashboard: str
+    pages_port: int
+    """Where the dashboard asks for pages first."""
     home: Path
     """Home of the client, which holds nothing of Ray's."""
 
@@ -60,12 +65,15 @@ class Head:
             "attune", "run", str(file), "--resume", "cluster.address=auto", token=token,
         )  # fmt: skip
 
-    def get(self, path: str) -> Any:
+    def read(self, path: str) -> str:
         request = urllib.request.Request(
             self.dashboard + path, headers={"Authorization": f"Bearer {TOKEN}"}
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+            return answer.read().decode()
+
+    def get(self, path: str) -> Any:
+        return json.loads(self.read(path))
 
     def status(self, job: str) -> str:
         return self.get(f"/api/jobs/{job}")["status"]
@@ -78,12 +86,14 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     ports = {name: free_port() for name in (
         "port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port",
     )}  # fmt: skip
+    pages_port = free_port()
     (folder / "home").mkdir()
     with (folder / "head.log").open("w") as log:
         process = subprocess.Popen(
             [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus", "8",
              "--dashboard-host", "127.0.0.1", "--temp-dir", str(temp), "--disable-usage-stats",
              "--object-store-memory", "200000000",
+             "--proxy-server-url", f"http://127.0.0.1:{pages_port}",
              *(part for name, port in ports.items() for part in (f"--{name}", str(port)))],
             stdout=log, stderr=subprocess.STDOUT, cwd=folder,
             env={
@@ -95,6 +105,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     found = Head(
         gcs=f"127.0.0.1:{ports['port']}",
         dashboard=f"http://127.0.0.1:{ports['dashboard-port']}",
+        pages_port=pages_port,
         home=folder / "home",
     )
     family: list[psutil.Process] = []
@@ -136,10 +147,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_file(world: Path, folder: Path, num_steps: int) -> Path:
+def run_file(world: Path, folder: Path, num_steps: int, *overrides: str) -> Path:
     config = tiny_run(
         world / "model", world / "prompts.parquet", folder / "run",
         f"algorithm.num_steps={num_steps}", "cluster.checkpoint.interval=3",
+        *overrides,
     )  # fmt: skip
     file = folder / "run.yaml"
     file.write_text(to_yaml(config))
@@ -187,12 +199,14 @@ def test_a_job_whose_driver_is_killed_goes_on_when_it_is_submitted_again(
 def test_a_job_that_is_stopped_ends_in_order_and_goes_on_later(
     head: Head, world: Path, tmp_path: Path
 ) -> None:
-    file, run = run_file(world, tmp_path, 500), tmp_path / "run"
+    pages = f"cluster.metrics.pages_port={head.pages_port}"
+    file, run = run_file(world, tmp_path, 500, pages), tmp_path / "run"
     assert head.submit("stopped", file, "--no-wait").returncode == 0
     explain = lambda: head.ray_job("logs", "stopped").stdout  # noqa: E731
     wait_until(lambda: len(steps(run)) >= 2, STEP_S, explain)
     driver = driver_of(run)
-    assert {"Collector", "LoggedEngine"} <= set(living(head))
+    assert {"Collector", "LoggedEngine", "Monitor"} <= set(living(head))
+    check_pages(head)
     stopped = head.ray_job("stop", "stopped")
     assert stopped.returncode == 0, stopped.stderr
     assert gone([driver], 60)
@@ -204,6 +218,7 @@ def test_a_job_that_is_stopped_ends_in_order_and_goes_on_later(
     assert not (run / "failure").exists(), "to be stopped is no failure"
     assert not (run / "driver.json").exists()
     wait_until(lambda: not living(head), 60, lambda: str(living(head)))
+    assert head.get("/api/version"), "without pages the dashboard answers by itself"
     done = len(steps(run))
     shorter = subprocess.run(
         [str(BIN / "attune"), "run", str(file), "--resume", f"cluster.address={head.gcs}",
@@ -213,6 +228,18 @@ def test_a_job_that_is_stopped_ends_in_order_and_goes_on_later(
     )  # fmt: skip
     assert shorter.returncode == 0, shorter.stderr
     assert steps(run) == list(range(1, done + 2))
+
+
+def check_pages(head: Head) -> None:
+    """The dashboard of the cluster shows the job's pages, behind its own token."""
+    metadata = head.get("/api/jobs/stopped")["metadata"]
+    assert metadata["attune_pages"] == f"http://127.0.0.1:{head.pages_port}/attune/"
+    assert head.get("/api/grafana_health")["data"]["grafanaHost"] == "."
+    overview = head.read("/attune/")
+    assert "of 500" in overview
+    assert "Reward it learns from" in head.read("/d/attune/")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{head.dashboard}/attune/", timeout=30)
 
 
 def living(head: Head) -> list[str]:

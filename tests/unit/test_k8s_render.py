@@ -175,6 +175,18 @@ def test_the_head_has_no_work_and_the_job_goes_on_in_a_new_cluster():
     assert job["spec"]["entrypoint"] == "attune k8s start /etc/attune/run.yaml"
 
 
+def test_the_dashboard_of_the_head_is_told_where_the_pages_of_its_run_are():
+    made = manifests("plain")
+    head = made["RayJob"][0]["spec"]["rayClusterSpec"]["headGroupSpec"]
+    assert head["rayStartParams"]["proxy-server-url"] == "http://127.0.0.1:8299"
+    run = yaml.safe_load(made["ConfigMap"][0]["data"]["run.yaml"])
+    assert run["cluster"]["metrics"]["pages_port"] == 8299
+    unseen = load_config(RLOO, [*ONLINE, "cluster.metrics.enabled=false"])
+    documents = {one.document["kind"]: one.document for one in render(unseen)}
+    head = documents["RayJob"]["spec"]["rayClusterSpec"]["headGroupSpec"]
+    assert "proxy-server-url" not in head["rayStartParams"]
+
+
 def test_the_pods_read_the_run_with_its_roles_on_their_own_nodes(tmp_path):
     made = manifests("gpus")
     file = tmp_path / "run.yaml"
