@@ -19,6 +19,7 @@ import ray
 
 from cluster.runtime import runtime_env
 from tests.bench.checkpoint import checkpoint
+from tests.bench.engine_metrics import engine_metrics
 from tests.bench.learning import learning
 from tests.bench.memory import memory
 from tests.bench.overhead import overhead
@@ -37,11 +38,12 @@ BENCHMARKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "memory": memory,
     "watching": watching,
     "flood": flood,
+    "engine_metrics": engine_metrics,
     "pages": pages,
     "rollouts": rollouts,
 }
 """All but the long ones run where none is named."""
-LONG = ("learning", "memory", "watching", "flood", "rollouts")
+LONG = ("learning", "memory", "watching", "flood", "engine_metrics", "rollouts")
 """Half an hour of training; ten minutes of runs that want the machine for themselves, twice; three
 minutes and a GiB of disk for a million samples."""
 
