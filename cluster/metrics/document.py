@@ -26,8 +26,8 @@ Every figure of a run has a key in the run folder and a name in Prometheus.
 
 A part of a key in braces is a label in Prometheus. All series have the label `run` as well, the
 name of the run folder, in an ablation such as `grid/seed=0/low`: runs side by side on one cluster
-need different names. Ray adds `SessionName`, `NodeAddress` and `WorkerId`. A histogram has `_bucket`
-series. [dashboards.md](dashboards.md) shows how to look at all of them.
+need different names. Ray adds `SessionName`, `NodeAddress` and `WorkerId`. A histogram has
+`_bucket` series. [dashboards.md](dashboards.md) shows how to look at all of them.
 """
 GROUPS = {
     "Rewards and feedback": table.REWARDS,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._raylet import Config  # the cluster's settings, which have no public door
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -31,8 +32,6 @@ from configs.schema import RunConfig
 logger = logging.getLogger(__name__)
 
 NAME = "monitor"
-SHOW_S = 1.0
-"""How often gauges are set, new or not; Ray exports them that often at most."""
 SILENT_TICKS = 10
 """A process that told nothing for so many intervals is gone."""
 FINISH_S = END_S + 10.0
@@ -47,9 +46,12 @@ class Monitor:
 
     def __init__(self, config: RunConfig) -> None:
         run_dir = Path(config.cluster.run_dir)
-        self.interval_s = config.cluster.metrics.interval_s
+        # Gauges are set at each look, and Ray drops those that were not since two exports.
+        export_s = Config.metrics_report_interval_ms() / 1000
+        self.interval_s = min(config.cluster.metrics.interval_s, export_s)
         self.role = Role(str(run_dir), NAME)
         self.exporter = Exporter(run_name(run_dir), config.model_dump(mode="json"))
+        self.silent_s = SILENT_TICKS * config.cluster.metrics.interval_s
         self._steps = MetricsTail(run_dir)
         self._events = JsonlTail(run_dir / "events.jsonl")
         self._telemetry = TelemetryTail(run_dir)
@@ -60,13 +62,6 @@ class Monitor:
         self.look()  # what is there already was counted before
         self.exporter.is_counting = True
         threading.Thread(target=self._watch, daemon=True, name="monitor").start()
-        threading.Thread(target=self._show, daemon=True, name="gauges").start()
-
-    def _show(self) -> None:
-        """Apart from the reading, whose interval may be longer."""
-        while not self._stopped.wait(SHOW_S):
-            with self._turn:
-                self.exporter.show()
 
     def _watch(self) -> None:
         is_well = True
@@ -90,7 +85,7 @@ class Monitor:
             for role, lines in self._telemetry.read().items():
                 self._heard[role] = now
                 self.exporter.told(role, lines)
-            late = now - SILENT_TICKS * self.interval_s
+            late = now - self.silent_s
             for role in [role for role, heard in self._heard.items() if heard < late]:
                 del self._heard[role]
                 self.exporter.silent(role)

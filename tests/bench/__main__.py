@@ -19,7 +19,6 @@ import ray
 
 from cluster.runtime import runtime_env
 from tests.bench.checkpoint import checkpoint
-from tests.bench.engine_metrics import engine_metrics
 from tests.bench.learning import learning
 from tests.bench.memory import memory
 from tests.bench.overhead import overhead
@@ -28,6 +27,7 @@ from tests.bench.rollout import rollout
 from tests.bench.rollouts import rollouts
 from tests.bench.sync import sync
 from tests.bench.watching import flood, watching
+from tests.bench.watching_shares import watching_shares
 
 BENCHMARKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "rollout": rollout,
@@ -38,14 +38,14 @@ BENCHMARKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "memory": memory,
     "watching": watching,
     "flood": flood,
-    "engine_metrics": engine_metrics,
+    "watching_shares": watching_shares,
     "pages": pages,
     "rollouts": rollouts,
 }
 """All but the long ones run where none is named."""
-LONG = ("learning", "memory", "watching", "flood", "engine_metrics", "rollouts")
-"""Half an hour of training; ten minutes of runs that want the machine for themselves, twice; three
-minutes and a GiB of disk for a million samples."""
+LONG = ("learning", "memory", "watching", "watching_shares", "flood", "rollouts")
+"""Half an hour of training; runs of three to fifteen minutes that want the machine for themselves;
+three minutes and a GiB of disk for a million samples."""
 
 
 def machine() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from configs.schema import RunConfig
@@ -153,6 +154,21 @@ class Switch:
         names = ("mean", "from", "to")
         edges = (mean, mean - error, mean + error)
         return {name: round(math.exp(edge), 4) for name, edge in zip(names, edges, strict=True)}
+
+    def quiet_ratio(self) -> dict[str, float]:
+        """On over off of the step times that a quarter are below: others on the machine only slow
+        down. With its 95 % interval, by drawing the steps again 4,000 times.
+        """
+        rng = np.random.default_rng(0)
+        kinds = [
+            np.array([b.taken["step"] for b in self.blocks if b.is_on == on])
+            for on in (True, False)
+        ]
+        found = np.quantile(kinds[0], 0.25) / np.quantile(kinds[1], 0.25)
+        drawn = [np.quantile(rng.choice(x, (4000, len(x))), 0.25, axis=1) for x in kinds]
+        low, high = np.quantile(drawn[0] / drawn[1], [0.025, 0.975])
+        edges = {"mean": found, "from": low, "to": high}
+        return {name: round(float(edge), 4) for name, edge in edges.items()}
 
     def cores(self, what: str, blocks: Sequence[Block]) -> float:
         """How many cores the processes of a name took."""

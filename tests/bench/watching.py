@@ -46,6 +46,7 @@ def watching(folder: Path) -> dict[str, Any]:
     on = [block for block in switch.blocks if block.is_on]
     return {
         "step_time_on_over_off": switch.ratio("step"),
+        "quiet_steps_on_over_off": switch.quiet_ratio(),
         "cpu_on_over_off": switch.ratio("cpu"),
         "step_s": round(sum(b.taken["step"] for b in on) / len(on) / BLOCK, 3),
         "spread_of_blocks": switch.spread(),
@@ -84,6 +85,7 @@ def flood(folder: Path) -> dict[str, Any]:
     switch = Switch(config, turn, FLOODED_BLOCKS, {"pages": ("cluster.pages",)})
     return {
         "step_time_on_over_off": switch.ratio("step"),
+        "quiet_steps_on_over_off": switch.quiet_ratio(),
         "spread_of_blocks": switch.spread(),
         "steps": BLOCK * FLOODED_BLOCKS,
         "floods": len(asking),
