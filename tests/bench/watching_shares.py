@@ -77,8 +77,8 @@ class _Look:
         self.file = folder / f"{pid}.stacks"
         spy = str(Path(sys.executable).with_name("py-spy"))
         words = [
-            spy, "record", "-p", str(pid), "--nonblocking", "-d", str(SECONDS), "-r", str(RATE), "-f", "raw", "-o", str(self.file),
-            "--full-filenames",
+            spy, "record", "-p", str(pid), "--nonblocking", "-d", str(SECONDS), "-r", str(RATE),
+            "-f", "raw", "-o", str(self.file), "--full-filenames",
         ]  # fmt: skip
         self.process = subprocess.Popen(
             words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
