@@ -1,8 +1,9 @@
 """What watching takes, process by process, of a run where all of it is on.
 
-Stacks of the run's processes are looked at a hundred times a second (py-spy): how often they are in
-code that is there for metrics alone. Of those that only watch, all their CPU time counts. A tenth
-of a per cent shows, where step times with and without differ by more than a per cent by themselves.
+Stacks of the run's processes are looked at a hundred times a second (py-spy): which share of them
+is in code that is there for metrics alone. That share of the process's CPU time counts, and of those
+that only watch all of it. A tenth of a per cent shows, where step times with and without differ by
+more than a per cent by themselves.
 """
 
 import re
@@ -74,7 +75,12 @@ class _Look:
     """py-spy at one process, for some time."""
 
     def __init__(self, pid: int, folder: Path) -> None:
-        self.file = folder / f"{pid}.stacks"
+        self.file, self.of, self.since = (
+            folder / f"{pid}.stacks",
+            psutil.Process(pid),
+            time.monotonic(),
+        )
+        self.before = _cpu_s([self.of])
         spy = str(Path(sys.executable).with_name("py-spy"))
         words = [
             spy, "record", "-p", str(pid), "--nonblocking", "-d", str(SECONDS), "-r", str(RATE),
@@ -88,8 +94,10 @@ class _Look:
         """Cores that code for metrics took."""
         said = self.process.communicate()[1]
         assert self.process.returncode == 0, said
-        found = 0
+        cores = (_cpu_s([self.of]) - self.before) / (time.monotonic() - self.since)
+        found = total = 0
         for line in self.file.read_text().splitlines():
             stack, count = line.rsplit(" ", 1)
+            total += int(count)  # threads that run or want to
             found += int(count) * bool(METRICS.search(stack))
-        return found / (SECONDS * RATE)
+        return cores * found / max(total, 1)
