@@ -34,6 +34,10 @@ DRIVER_GIB = 400 * MIB
 TRAIN_GIB = (265 + 5 * 117) * MIB
 """Ray Train's controller, and its five actors for preemption, barriers, autoscaling and data."""
 COLLECTOR_GIB = 240 * MIB
+MONITOR_GIB = 75 * MIB
+"""190 with TensorBoard."""
+PAGES_GIB = 75 * MIB
+"""The server of the run's pages; 100 while somebody looks."""
 
 CUDA_CONTEXT_GIB = 0.6
 """CUDA context, cuBLAS and NCCL buffers of a process on its GPU. An assumption, not measured."""
@@ -50,6 +54,9 @@ def ray_parts(config: RunConfig, *, online: bool, batch_bytes: float) -> list[Pa
     if online:
         parts.append(Part(name="collector", gib=COLLECTOR_GIB))
         parts.append(Part(name="experience", gib=ahead * batch_bytes / 2**30))
+    if config.cluster.metrics.enabled:
+        remedy = "set cluster.metrics.enabled=false"
+        parts.append(Part(name="monitor and pages", gib=MONITOR_GIB + PAGES_GIB, remedy=remedy))
     if config.cluster.address is None:
         parts.append(Part(name="daemons", gib=DAEMONS_GIB))
         if config.cluster.dashboard:

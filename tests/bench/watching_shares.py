@@ -1,9 +1,9 @@
 """What watching takes, process by process, of a run where all of it is on.
 
 Stacks of the run's processes are looked at a hundred times a second (py-spy): which share of them
-is in code that is there for metrics alone. That share of the process's CPU time counts, and of those
-that only watch all of it. A tenth of a per cent shows, where step times with and without differ by
-more than a per cent by themselves.
+is in code that is there for metrics alone. That share of the process's CPU time counts, and of
+those that only watch all of it. A tenth of a per cent shows, where step times with and without
+differ by more than a per cent by themselves.
 """
 
 import re
