@@ -111,6 +111,7 @@ class RolloutEngine:
     async def _start(self) -> None:
         from vllm.config import WeightTransferConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.envs import enable_envs_cache
         from vllm.v1.engine.async_llm import AsyncLLM
 
         spec = self.spec
@@ -142,6 +143,8 @@ class RolloutEngine:
         self.stop_token_ids = self._eos(engine)
         self.engine = engine
         await self._warm_up()
+        # Its statistics look into the environment at every token; the core does the same by itself.
+        enable_envs_cache()
         await self.engine.update_weight_version("0")
         self.say("wait")
         logger.info("engine %s ready in %.1f s", spec.name, time.monotonic() - started)
