@@ -21,6 +21,8 @@ from configs.processes import (
     ENGINE_FRONT_GIB,
     FROZEN_GIB,
     LEARNER_GIB,
+    MONITOR_GIB,
+    PAGES_GIB,
     RULE_GIB,
     TRAIN_GIB,
 )
@@ -278,7 +280,10 @@ def test_ray_itself_is_counted_where_the_run_starts_it():
         for how in (("cluster.dashboard=false",), ("cluster.address=head:6379",))
     )
     assert own - joined == pytest.approx(DAEMONS_GIB)
-    assert joined == pytest.approx(TRAIN_GIB + DRIVER_GIB + COLLECTOR_GIB, abs=0.01)
+    watching = MONITOR_GIB + PAGES_GIB
+    assert joined == pytest.approx(TRAIN_GIB + DRIVER_GIB + COLLECTOR_GIB + watching, abs=0.01)
+    unseen = role(plan("cluster.dashboard=false", "cluster.metrics.enabled=false", gib=None), "ray")
+    assert own - unseen.gib("host") == pytest.approx(watching)
     assert role(plan("cluster.dashboard=true"), "ray").gib("host") > own
 
 
