@@ -32,12 +32,18 @@ LAYOUT = ""
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How a page is looked at: from which address, in which colours."""
+    """How a page is looked at: from which address, asked for what, in which colours."""
 
     base: str
     """From the page's address back to that of all pages: `../../`."""
     theme: str = ""
     """One of THEMES; empty follows the system."""
+    asked: tuple[tuple[str, str], ...] = ()
+    """What the page takes of its address's query."""
+
+    def turned(self, theme: str) -> str:
+        """A relative address of this very page in other colours."""
+        return f"?{urlencode([*self.asked, *([('theme', theme)] if theme else [])])}"
 
     def link(self, path: str = "", **query: object) -> str:
         """A relative address of another page that keeps the theme; empty values are left out."""
