@@ -155,6 +155,10 @@ class Server:
             return _later(look, "This takes too long just now; it is asked again.")
         except ConfigError as error:
             return _problem(look, 410, str(error))
+        except OSError as error:  # a folder that is moved under way, a disk that is gone
+            logger.warning("%s cannot be read: %s", request.path, error)
+            why = error.strerror or type(error).__name__
+            return _later(look, f"This cannot be read just now ({why}); it is asked again.")
         except Exception as error:
             logger.exception("%s could not be drawn", request.path)
             return _problem(look, 500, f"{type(error).__name__}: {error}")
