@@ -25,8 +25,7 @@ def state_of(run_dir: Path, failures: Sequence[Path]) -> str:
     if not failures:
         return "stopped"
     # A run that went on after its failure, and was stopped then, did not fail.
-    metrics = run_dir / "metrics.jsonl"
-    went_on = metrics.exists() and metrics.stat().st_mtime > failures[0].stat().st_mtime
+    went_on = _written(run_dir / "metrics.jsonl") > _written(failures[0])
     return "stopped" if went_on else "failed"
 
 
@@ -60,6 +59,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _written(file: Path) -> float:
+    """Unix second; 0 where it is not there, or not any more."""
     try:
         return file.stat().st_mtime
     except OSError:

@@ -10,6 +10,7 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -30,15 +31,22 @@ class JsonlTail:
 
     def read(self) -> list[dict[str, Any]]:
         """New whole rows; torn lines are left out, and one that is being written is left for the
-        next look."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.position)
-                whole, newline, _ = file.read().rpartition(b"\n")
-        except FileNotFoundError:
-            return []
-        self.position += len(whole) + len(newline)
-        return _objects(whole.splitlines())
+        next look, as is all of a file that cannot be read now.
+
+        A file that is shorter than what was read of it is another one, and read from its start.
+        """
+        rows: list[dict[str, Any]] = []
+        with suppress(OSError), self.path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < self.position:
+                self.position = 0
+            file.seek(self.position)
+            while lines := file.readlines(CHUNK):
+                whole = lines if lines[-1].endswith(b"\n") else lines[:-1]
+                rows += _objects(whole)
+                self.position += sum(map(len, whole))
+                if len(whole) < len(lines):
+                    break
+        return rows
 
 
 class Mark(NamedTuple):
@@ -88,30 +96,35 @@ class MetricsTail:
     def read(self) -> list[dict[str, Any]]:
         """New whole rows, at most about `CHUNK` bytes; torn lines are left out.
 
-        A line that is being written is left for the next look.
+        A line that is being written is left for the next look, as is all of a file that cannot be
+        read now.
         """
         try:
-            file = self.path.open("rb")
-        except FileNotFoundError:
+            with self.path.open("rb") as file:
+                while self.marks and not self.marks[-1].is_in(file):
+                    self.marks.pop()
+                end = self.marks[-1].end if self.marks else 0
+                file.seek(end)
+                self.written_at = os.fstat(file.fileno()).st_mtime
+                lines = file.readlines(CHUNK)
+        except OSError:
             return []
+        return self._rows(lines, end)
+
+    def _rows(self, lines: Sequence[bytes], end: int) -> list[dict[str, Any]]:
+        """Of lines that begin at offset `end`; remembers how far they go."""
         rows = []
         self._torn_last = 0
-        with file:
-            while self.marks and not self.marks[-1].is_in(file):
-                self.marks.pop()
-            end = self.marks[-1].end if self.marks else 0
-            file.seek(end)
-            self.written_at = os.fstat(file.fileno()).st_mtime
-            for line in file.readlines(CHUNK):
-                if not line.endswith(b"\n"):
-                    break
-                end += len(line)
-                if (row := _row(line)) is None:
-                    self._torn_last += bool(line.strip())  # read again, unless a row follows
-                    continue
-                rows.append(row)
-                self._torn, self._torn_last = self._torn + self._torn_last, 0
-                self._remember(Mark(end, len(line), zlib.crc32(line)))
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            end += len(line)
+            if (row := _row(line)) is None:
+                self._torn_last += bool(line.strip())  # read again, unless a row follows
+                continue
+            rows.append(row)
+            self._torn, self._torn_last = self._torn + self._torn_last, 0
+            self._remember(Mark(end, len(line), zlib.crc32(line)))
         return rows
 
     def _remember(self, mark: Mark) -> None:

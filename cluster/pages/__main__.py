@@ -13,10 +13,8 @@ import sys
 from pathlib import Path
 
 from actors.orphans import end_with_ancestors
-from cluster.pages.access import token_for
-from cluster.pages.listening import listen
+from cluster.pages.process import LOOPBACK
 from cluster.pages.server import leave, serve
-from configs.errors import ConfigError
 from configs.redaction import RedactingFormatter
 
 NICE = 19
@@ -25,27 +23,21 @@ take long."""
 
 
 def main() -> int:
-    """Serve until stopped; 2 where the address cannot be had."""
+    """Serve until stopped."""
     given = _arguments()
     _log()
     if given.parent is not None:
         if os.getppid() != given.parent:
             return 0  # it died meanwhile
         end_with_ancestors()
-    try:
-        if given.fd is not None:
-            listener = socket.socket(fileno=given.fd)
-        else:
-            listener = listen(given.host, given.port)
-    except ConfigError as error:
-        logging.error("%s", error)
-        return 2
     with contextlib.suppress(KeyboardInterrupt):
         serve(
             given.root,
-            listener,
-            host=given.host,
-            token=token_for(given.host, os.environ),
+            socket.socket(fileno=given.fd),
+            # Without a token, whatever the environment holds: behind it lies the whole dashboard,
+            # which has a token of its own.
+            host=LOOPBACK,
+            token=None,
             run_dir=given.run_dir,
             with_slots=not given.without_slots,
             ready=lambda: os.nice(NICE),
@@ -57,9 +49,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m cluster.pages", description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="a run, or a folder of runs")
     parser.add_argument("--run-dir", type=Path, help="the run that goes on, shown first")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--fd", type=int, help="a listening socket, in place of host and port")
+    parser.add_argument(
+        "--fd", type=int, required=True, help="a socket that listens on a loopback address"
+    )
     parser.add_argument("--parent", type=int, help="end when this process does")
     parser.add_argument(
         "--without-slots", action="store_true", help="leave the Metrics page to a real Grafana"

@@ -96,6 +96,9 @@ def guard(access: Access) -> Middleware:
 
 
 async def _checked(access: Access, request: web.Request, handler: Handler) -> web.StreamResponse:
+    if isinstance(request.match_info.http_exception, web.HTTPNotFound):
+        # Whoever asks: any other answer would stand in for the whole dashboard's own.
+        return web.Response(status=404)
     if access.token is None and not access.knows(request.headers.get("Host", "")):
         return web.Response(status=421, text="This name is not one of this server's.\n")
     given = request.query.get("token", "")
@@ -109,7 +112,7 @@ async def _checked(access: Access, request: web.Request, handler: Handler) -> we
         else:
             response = await handler(request)
     except web.HTTPException as error:
-        # Of what is not here nothing is said: the dashboard logs it, and answers itself.
+        # Nothing is said of it: the dashboard logs a 404's body, and answers itself.
         response = web.Response(status=error.status)
     return response
 

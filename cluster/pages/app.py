@@ -11,7 +11,7 @@ listed is answered 404 without a body: the dashboard takes that for "answer it y
 """
 
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -106,33 +106,35 @@ class Server:
         slug, name = request.match_info["run"], request.match_info.get("page", "")
         if name not in RUN_PAGES:
             raise web.HTTPNotFound
-        look, asked = _look(request), _asked(request, RUN_PAGES[name].asks)
+        asked = _asked(request, RUN_PAGES[name].asks)
+        look = _look(request, asked.items())
         return await self._answer(
             request,
             look,
-            (slug, name, *asked.items()),
+            (slug, name),
             lambda: draw_run(self.library, slug, name, asked, look),
         )
 
     async def compare(self, request: web.Request) -> web.Response:
-        look = _look(request)
-        slugs = tuple(value[:LONGEST_VALUE] for value in request.query.getall("run", [])[:20])
+        slugs = [value[:LONGEST_VALUE] for value in request.query.getall("run", [])]
+        look = _look(request, (("run", slug) for slug in slugs))
         return await self._answer(
-            request, look, ("compare", *slugs), lambda: draw_compare(self.library, slugs, look)
+            request, look, ("compare",), lambda: draw_compare(self.library, slugs, look)
         )
 
     async def slot(self, request: web.Request) -> web.Response:
-        look = _look(request)
         board = slots.board_uid(request.match_info["uid"])
-        asked = {"board": board} | _asked(request, ("run", "board"))
+        asked = {"board": board} | _asked(request, ("run", "board", "last"))
+        look = _look(request, asked.items())
         return await self._answer(
-            request, look, ("slot", *asked.items()), lambda: draw_slot(self.library, asked, look)
+            request, look, ("slot",), lambda: draw_slot(self.library, asked, look)
         )
 
     async def solo(self, request: web.Request) -> web.Response:
-        look, asked = _look(request), _asked(request, ("run", "panelId"))
+        asked = _asked(request, ("run", "panelId"))
+        look = _look(request, asked.items())
         return await self._answer(
-            request, look, ("solo", *asked.items()), lambda: draw_solo(self.library, asked, look)
+            request, look, ("solo",), lambda: draw_solo(self.library, asked, look)
         )
 
     async def _answer(
@@ -142,15 +144,21 @@ class Server:
         key: tuple[Hashable, ...],
         draw: Callable[[], Page],
     ) -> web.Response:
-        """The page, or what is new of it to someone who has it."""
+        """The page, or what is new of it to someone who has it.
+
+        `key`, with `look`, says which page it is.
+        """
         known = request.query.get("known")
         try:
             page = await self.drawings.get((look, *key), lambda: _zipped(draw()))
         except Busy:
-            headers = {"Retry-After": "2"}
-            return _problem(look, 503, "This takes too long just now; it is asked again.", headers)
+            return _later(look, "This takes too long just now; it is asked again.")
         except ConfigError as error:
             return _problem(look, 410, str(error))
+        except OSError as error:  # a folder that is moved under way, a disk that is gone
+            logger.warning("%s cannot be read: %s", request.path, error)
+            why = error.strerror or type(error).__name__
+            return _later(look, f"This cannot be read just now ({why}); it is asked again.")
         except Exception as error:
             logger.exception("%s could not be drawn", request.path)
             return _problem(look, 500, f"{type(error).__name__}: {error}")
@@ -170,19 +178,24 @@ def _zipped(page: Page) -> Page:
     return page
 
 
-def _look(request: web.Request) -> Look:
+def _look(request: web.Request, asked: Iterable[tuple[str, str]] = ()) -> Look:
     """From where the page is looked at: links lead up to the root and down to /attune/ again."""
     depth = request.path.count("/") - 1
     theme = request.query.get("theme", "")
     is_inside = request.path.startswith("/attune/")
     base = "../" * (depth - 1) if is_inside else "../" * depth + "attune/"
-    return Look(base=base, theme=theme if theme in THEMES else "")
+    return Look(base=base, theme=theme if theme in THEMES else "", asked=tuple(asked))
 
 
 def _asked(request: web.Request, names: tuple[str, ...]) -> dict[str, str]:
     """What a page takes of a query, so that nothing else makes another drawing."""
     given = {name: request.query[name] for name in names if name in request.query}
     return {name: value[:LONGEST_VALUE] for name, value in given.items()}
+
+
+def _later(look: Look, text: str) -> web.Response:
+    """A page that says why there is none yet."""
+    return _problem(look, 503, text, {"Retry-After": "2"})
 
 
 def _problem(

@@ -43,7 +43,8 @@ def values(library: Library, slugs: Sequence[str]) -> dict[str, Any]:
     """What the template shows; opens the runs one after the other."""
     runs = library.runs()
     known = {run.slug: run for run in runs}
-    chosen = [known[slug] for slug in dict.fromkeys(slugs) if slug in known][:MOST_RUNS]
+    wanted = [known[slug] for slug in dict.fromkeys(slugs) if slug in known]
+    chosen = wanted[:MOST_RUNS]
     columns: list[Column] = []
     lines: dict[str, list[Line]] = {title: [] for title in TITLES}
     is_live = False
@@ -55,7 +56,7 @@ def values(library: Library, slugs: Sequence[str]) -> dict[str, Any]:
             columns.append(_column(run, view, color))
             is_live |= view.is_running
             for title, own in _lines(view).items():
-                lines[title] += [replace(line, name=_name(run, line)) for line in own]
+                lines[title] += [replace(line, name=run.name) for line in own]
     return {
         "runs": runs,
         "chosen": [run.slug for run in chosen],
@@ -63,6 +64,7 @@ def values(library: Library, slugs: Sequence[str]) -> dict[str, Any]:
         "rows": ROWS,
         "figures": [one for title in TITLES if (one := _figure(title, lines[title], chosen))],
         "most": MOST_RUNS,
+        "num_wanted": len(wanted),
         "is_live": is_live,
     }
 
@@ -75,10 +77,6 @@ def _lines(view: RunView) -> dict[str, list[Line]]:
         drawn = [line for curve in panels[title].curves for line in view.history.lines(curve)]
         found[title] = [replace(line, low=[], high=[]) for line in drawn[:1]]
     return found
-
-
-def _name(run: Run, line: Line) -> str:
-    return run.name
 
 
 def _figure(title: str, lines: Sequence[Line], chosen: Sequence[Run]) -> Figure | None:

@@ -48,11 +48,6 @@ def board_of(uid: str) -> Dashboard:
     return next((one for one in DASHBOARDS if one.uid == uid), LEARNING)
 
 
-def short_title(board: Dashboard) -> str:
-    """Its name among the others."""
-    return board.title.removeprefix("Attune: ")
-
-
 def window_of(view: RunView, last: int) -> Window:
     """The last so many steps, and the time they took; 0 for all."""
     rows = view.history.rows

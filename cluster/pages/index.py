@@ -1,10 +1,12 @@
 """All runs of a folder at a glance, without reading any of them whole."""
 
 import json
+import logging
 import math
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,16 @@ from markupsafe import Markup
 
 from cluster.charts import number
 from cluster.dashboards.gantt import seconds
-from cluster.pages.library import Library, Run
-from cluster.pages.view import GOES_ON_S, config_of
+from cluster.pages.library import Library, Run, identity_of
+from cluster.pages.run_files import TextFile, parse_config
+from cluster.pages.view import GOES_ON_S
+
+logger = logging.getLogger(__name__)
 
 NUM_POINTS = 40
 """Of a small curve, read from as many places of metrics.jsonl."""
 READ_BYTES = 64 * 1024
 """Around a place: more than a line has."""
-ORDER = ("running", "failed", "stopped", "finished")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +34,17 @@ class Line:
     slug: str
     name: str
     state: str
-    method: str
-    step: int
-    num_steps: int | None
-    reward: str
+    """Of a run that cannot be told of: `unreadable`."""
+    method: str = ""
+    step: int = 0
+    num_steps: int | None = None
+    reward: str = ""
     """Which reward: `gold`, `total`, or what the method has in place of one."""
-    value: str
-    curve: Markup
-    age: str
+    value: str = ""
+    curve: str = ""
+    age: str = ""
     """Since it was last written to."""
-    written: float
+    written: float = 0.0
 
 
 class RunList:
@@ -47,17 +52,35 @@ class RunList:
 
     def __init__(self, library: Library) -> None:
         self.library = library
-        self._kept: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+        self._kept: dict[str, tuple[Hashable, dict[str, Any]]] = {}
+        self._unreadable: dict[str, str] = {}
+        """Slug -> why, of which the log was told."""
+        self._turn = threading.Lock()
 
     def lines(self) -> list[Line]:
         """Running ones first, then by when they were last written to, the newest first."""
         runs = self.library.runs()
-        lines = [self._line(run) for run in runs]
         slugs = {run.slug for run in runs}
-        self._kept = {slug: kept for slug, kept in self._kept.items() if slug in slugs}
+        with self._turn:
+            lines = [self._line(run) for run in runs]
+            self._kept = {slug: kept for slug, kept in self._kept.items() if slug in slugs}
+            self._unreadable = {s: why for s, why in self._unreadable.items() if s in slugs}
         return sorted(lines, key=lambda line: (line.state != "running", -line.written))
 
     def _line(self, run: Run) -> Line:
+        """One run that cannot be read must not take the others with it."""
+        try:
+            line = self._read_line(run)
+            self._unreadable.pop(run.slug, None)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            if self._unreadable.get(run.slug) != why:
+                self._unreadable[run.slug] = why
+                logger.warning("%s cannot be read: %s", run.path, why, exc_info=True)
+            return Line(slug=run.slug, name=run.name, state="unreadable")
+        return line
+
+    def _read_line(self, run: Run) -> Line:
         from cluster.failure import bundles
         from cluster.run_state import last_written, state_of
 
@@ -75,9 +98,9 @@ class RunList:
         file = run.path / "metrics.jsonl"
         try:
             stat = file.stat()
-            signature = stat.st_mtime_ns, stat.st_size
+            signature = identity_of(run.path), stat.st_mtime_ns, stat.st_size
         except OSError:
-            signature = 0, 0
+            signature = identity_of(run.path), 0, 0
         kept = self._kept.get(run.slug)
         if kept is None or kept[0] != signature:
             kept = self._kept[run.slug] = signature, _read(run.path)
@@ -85,17 +108,20 @@ class RunList:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    config = config_of(path)
-    algorithm = config.get("algorithm")
-    algorithm = algorithm if isinstance(algorithm, dict) else {}
+    """Raises OSError where config.yaml cannot be read."""
+    file = TextFile(path / "config.yaml")
+    file.read()
+    if file.problem:
+        raise OSError(file.problem)
+    config, _ = parse_config(file.text)
+    algorithm = config.get("algorithm") or {}
     rows = sampled_rows(path / "metrics.jsonl")
     key, label = _key(config, rows)
     values = [float(row[key]) for row in rows if isinstance(row.get(key), int | float)]
-    steps = algorithm.get("num_steps")
     return {
         "method": str(algorithm.get("name") or "run"),
         "step": int(rows[-1]["step"]) if rows else 0,
-        "num_steps": steps if isinstance(steps, int) else None,
+        "num_steps": algorithm.get("num_steps"),
         "reward": label,
         "value": number(values[-1]) if values else "",
         "curve": sparkline(values),
@@ -104,13 +130,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _key(config: dict[str, Any], rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
     """The figure that says most of a run: the true reward, else what it learns from."""
-    feedback = config.get("feedback")
-    rewards = feedback.get("rewards") if isinstance(feedback, dict) else None
-    gold = [
-        name
-        for name, reward in (rewards or {"gold": {"kind": "gold"}}).items()
-        if isinstance(reward, dict) and reward.get("kind") == "gold"
-    ]
+    rewards = (config.get("feedback") or {}).get("rewards") or {"gold": {"kind": "gold"}}
+    gold = [name for name, reward in rewards.items() if (reward or {}).get("kind") == "gold"]
     wanted = [(f"reward/{name}/mean", name) for name in gold] + [("reward/total/mean", "total")]
     wanted += [("validation/accuracy", "accuracy"), ("validation/loss", "validation loss")]
     wanted += [("loss/nll", "loss"), ("loss/preference", "loss")]

@@ -85,6 +85,25 @@ def _below(folder: Path, depth: int, budget: Iterator[int]) -> Iterator[Path]:
             continue
 
 
+Identity = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def identity_of(run_dir: Path) -> Identity:
+    """What another run in a folder of the same name does not share: folder, and configuration."""
+    return _facts(run_dir, "st_dev", "st_ino"), _facts(
+        run_dir / "config.yaml", "st_ino", "st_ctime_ns"
+    )
+
+
+def _facts(path: Path, *names: str) -> tuple[int, ...]:
+    """Of the file system; none of what cannot be reached."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return tuple(getattr(found, name) for name in names)
+
+
 class Library:
     """The runs of a folder and what is known of them; used from several threads.
 
@@ -98,7 +117,7 @@ class Library:
         self._lock = threading.Lock()
         self._runs: list[Run] = []
         self._looked = -LOOK_S
-        self._views: OrderedDict[str, RunView] = OrderedDict()
+        self._views: OrderedDict[str, tuple[Identity, RunView]] = OrderedDict()
 
     def runs(self) -> list[Run]:
         """By name, at most a few seconds old."""
@@ -109,7 +128,13 @@ class Library:
         if time.monotonic() - self._looked >= LOOK_S:
             self._runs = find_runs(self.root)
             self._looked = time.monotonic()
+            there = {run.slug for run in self._runs}
+            for slug in [slug for slug in self._views if slug not in there]:
+                self._forget(slug)
         return self._runs
+
+    def _forget(self, slug: str) -> None:
+        self._views.pop(slug)[1].close()
 
     def run(self, slug: str) -> Run | None:
         """The run of that name in addresses; no path is ever made from what was asked for."""
@@ -120,21 +145,22 @@ class Library:
         run = self.run(slug)
         if run is None:
             return None
+        identity = identity_of(run.path)
         with self._lock:
-            view = self._views.get(slug)
-            if view is None or view.path != run.path:
-                view = self._views[slug] = RunView(run.path)
+            if slug in self._views and self._views[slug][0] != identity:
+                self._forget(slug)  # what is known of it is another run's
+            if slug not in self._views:
+                self._views[slug] = identity, RunView(run.path)
             self._views.move_to_end(slug)
             while len(self._views) > MOST_OPEN:
-                self._views.popitem(last=False)[1].close()
-            return view
+                self._forget(next(iter(self._views)))
+            return self._views[slug][1]
 
     def close(self) -> None:
         """Forget all runs."""
         with self._lock:
-            for view in self._views.values():
-                view.close()
-            self._views.clear()
+            for slug in list(self._views):
+                self._forget(slug)
 
     def newest(self) -> Run | None:
         """The run that goes on, else the one that was written to last."""

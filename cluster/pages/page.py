@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,18 +24,26 @@ from cluster.templates import render_page
 THEMES = ("light", "dark")
 LIVE_MS, STILL_MS = 2000, 15000
 """How often a page asks for what is new while its run goes on, and after."""
-LAYOUT = "\x00layout\x00"
-_PLACE = re.compile("\x00([^\x00]+)\x00")
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""For NULs, which HTML may not hold, whatever a model or an address does."""
+LAYOUT = ""
+"""In place of a part's name: the digest of the layout."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How a page is looked at: from which address, in which colours."""
+    """How a page is looked at: from which address, asked for what, in which colours."""
 
     base: str
     """From the page's address back to that of all pages: `../../`."""
     theme: str = ""
     """One of THEMES; empty follows the system."""
+    asked: tuple[tuple[str, str], ...] = ()
+    """What the page takes of its address's query."""
+
+    def turned(self, theme: str) -> str:
+        """A relative address of this very page in other colours."""
+        return f"?{urlencode([*self.asked, *([('theme', theme)] if theme else [])])}"
 
     def link(self, path: str = "", **query: object) -> str:
         """A relative address of another page that keeps the theme; empty values are left out."""
@@ -75,29 +84,55 @@ def draw_page(template: str, look: Look, *, is_live: bool, **values: Any) -> Pag
     parts: dict[str, tuple[str, str]] = {}
     poll_ms = LIVE_MS if is_live else STILL_MS
     given = {"look": look, "link": look.link, "static": addresses(), "poll_ms": poll_ms}
+    places = Places()
     page = render_page(
-        f"pages/{template}", part=_recorder(parts), layout=Markup(LAYOUT), **given, **values
+        f"pages/{template}",
+        part=_recorder(parts, places),
+        layout=places.hold(LAYOUT),
+        **given,
+        **values,
     )
-    layout = _digest(page)
+    layout = _digest(places.fill(page, lambda name: f"({name})"))
 
-    def filled(place: re.Match[str]) -> str:
-        name = place[1]
-        if name == LAYOUT.strip("\x00"):
+    def content(name: str) -> str:
+        if name == LAYOUT:
             return layout
         digest, html = parts[name]
         return f'<div data-part="{name}" data-digest="{digest}">{html}</div>'
 
-    return Page(_PLACE.sub(filled, page).encode(), layout, parts, poll_ms)
+    return Page(places.fill(page, content).encode(), layout, parts, poll_ms)
 
 
-def _recorder(parts: dict[str, tuple[str, str]]) -> Callable[..., Markup]:
+class Places:
+    """Marks in a page that is drawn, which nothing that is shown in it can be taken for.
+
+    >>> places = Places()
+    >>> places.fill(f"a\\0b {places.hold('rows')}", str.upper)
+    'a\N{REPLACEMENT CHARACTER}b ROWS'
+    """
+
+    def __init__(self) -> None:
+        self._word = secrets.token_hex(8)
+        self._pattern = re.compile(f"\x00{self._word}:([^\x00]*)\x00")
+
+    def hold(self, name: str) -> Markup:
+        """The mark of a place."""
+        return Markup(f"\x00{self._word}:{name}\x00")
+
+    def fill(self, text: str, content: Callable[[str], str]) -> str:
+        """The text with what belongs in its places."""
+        filled = self._pattern.sub(lambda place: content(place[1]), text)
+        return filled.replace("\x00", REPLACEMENT)
+
+
+def _recorder(parts: dict[str, tuple[str, str]], places: Places) -> Callable[..., Markup]:
     """What templates call `part`: keeps the block aside and leaves its place."""
 
     def part(name: str, *, caller: Callable[[], str]) -> Markup:
         assert name not in parts, f"two parts called {name}"
-        html = str(caller()).replace("\x00", "")
+        html = str(caller()).replace("\x00", REPLACEMENT)
         parts[name] = (_digest(html), html)
-        return Markup(f"\x00{name}\x00")
+        return places.hold(name)
 
     return part
 

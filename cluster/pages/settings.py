@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from cluster.pages.asking import Ask
-from cluster.pages.view import config_of
+from cluster.pages.run_files import config_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,44 +13,20 @@ import yaml
 from cluster.dashboards.drawing import WHOLE, Figure, Window, figure
 from cluster.dashboards.panel import Panel
 from cluster.metrics.history import RunHistory
+from cluster.pages.run_files import TextFile, parse_config
 from cluster.pages.sharing import FRESH_S, LIMIT_S, Busy
-from configs.redaction import redact, redact_text
+from configs.redaction import redact_text
 
 if TYPE_CHECKING:
     from cluster.rollouts.browser import RolloutBrowser
     from cluster.rollouts.rows import Row
     from cluster.run_record import RunRecord
 
-_SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Ten times as fast where it was built with PyYAML."""
 GOES_ON_S = 15.0
 """A run without its driver on record, such as a stage of a demo, goes on while it is written to."""
 MOST_FIGURES = 200
 FIRST_S = 0.2
 """Seconds of indexing samples before the first answer; the rest is indexed behind it."""
-
-
-@dataclass
-class _TextFile:
-    """A small file that is read again only where it changed."""
-
-    path: Path
-    seen: tuple[int, int] | None = None
-    text: str = ""
-
-    def read(self) -> bool:
-        """Whether the text is another one; a missing file has none."""
-        try:
-            stat = self.path.stat()
-            found = stat.st_mtime_ns, stat.st_size
-            if found == self.seen:
-                return False
-            text = self.path.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            found, text = None, ""
-        is_new = found != self.seen
-        self.seen, self.text = found, text
-        return is_new
 
 
 class RunView:
@@ -70,9 +45,9 @@ class RunView:
         self._turn, self._samples_turn = threading.Lock(), threading.Lock()
         self._samples: RolloutBrowser | None = None
         self._looked = -FRESH_S
-        self._config = _TextFile(path / "config.yaml")
-        self._summary = _TextFile(path / "summary.json")
-        self._config_note = ""
+        self._config = TextFile(path / "config.yaml")
+        self._summary = TextFile(path / "summary.json")
+        self._config_notes: list[str] = []
         self._summary_values: dict[str, Any] = {}
         self._drawn: dict[tuple[Panel, Window], tuple[tuple[int, ...], Figure | None]] = {}
 
@@ -94,7 +69,7 @@ class RunView:
         from cluster.run_state import last_written, state_of
 
         if self._config.read():
-            self.history.config, self._config_note = parse_config(self._config.text)
+            self.history.config, self._config_notes = parse_config(self._config.text)
             self._drawn.clear()
         if self._summary.read():
             self._summary_values = _json_object(self._summary.text)
@@ -131,11 +106,12 @@ class RunView:
         )
 
     def _notes(self) -> Iterator[str]:
-        if self._config_note:
-            yield self._config_note
+        yield from filter(None, [self._config.problem, *self._config_notes])
         if torn := self.history.num_torn:
             lines_are = "line is" if torn == 1 else "lines are"
             yield f"metrics.jsonl: {torn} {lines_are} torn and left out."
+        if self._summary.problem:
+            yield self._summary.problem
         if self._summary.text and not self._summary_values:
             yield "summary.json: torn and left out."
 
@@ -175,9 +151,10 @@ class RunView:
 
         with self._samples_turn:
             if self._samples is None:
-                self._samples = RolloutBrowser(self.path)
-                self._samples.refresh(FIRST_S)
-                self._samples.start()
+                made = RolloutBrowser(self.path)
+                made.refresh(FIRST_S)
+                made.start()
+                self._samples = made
             return self._samples
 
     def close(self) -> None:
@@ -186,24 +163,6 @@ class RunView:
             if self._samples is not None:
                 threading.Thread(target=self._samples.close, daemon=True).start()
                 self._samples = None
-
-
-def config_of(run_dir: Path) -> dict[str, Any]:
-    """config.yaml of a run, secrets taken out; empty where there is none that is whole."""
-    file = _TextFile(run_dir / "config.yaml")
-    file.read()
-    return parse_config(file.text)[0]
-
-
-def parse_config(text: str) -> tuple[dict[str, Any], str]:
-    """The settings in a text, secrets taken out, and a note where it is no YAML."""
-    try:
-        found = yaml.load(text, Loader=_SAFE_LOADER)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        return {}, f"config.yaml: not YAML{where}; left out."
-    return (redact(found) if isinstance(found, dict) else {}), ""
 
 
 def _json_object(text: str) -> dict[str, Any]:

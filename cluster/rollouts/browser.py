@@ -1,12 +1,11 @@
 """The one door to a run's samples: pages, single samples, groups, and where they came from.
 
     web server's threads ─▶ query, sample, group ─▶ snapshot ◀── refresh ◀── a thread of its own,
-                                                                             from start to close
+                                                                             while somebody asks
 
 All methods may be called from any thread at any time; none writes into the run folder.
 """
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from cluster.rollouts.files import Changed
 from cluster.rollouts.groups import Group, GroupRow, group_rows, read_group
 from cluster.rollouts.ids import SampleId
 from cluster.rollouts.index import Index, Snapshot
+from cluster.rollouts.keeping import Keeper
 from cluster.rollouts.query import Page, Query, run_query
 from cluster.rollouts.rows import read_rows
 from cluster.rollouts.scan import Scans
@@ -27,10 +27,6 @@ from configs.errors import ConfigError
 Answer = TypeVar("Answer")
 FIRST_S = 0.15
 """Seconds that a request spends on indexing where nobody else does: newest steps, for a start."""
-SLICE_S = 0.3
-"""After so long, what was indexed is shown."""
-INTERVAL_S = 1.0
-"""Between two looks at a run that goes on."""
 TRIES = 3
 """A run that goes back to a checkpoint moves its files once, not again and again."""
 
@@ -40,7 +36,6 @@ class Overview:
     """What there is to choose from."""
 
     num_samples: int
-    num_groups: int
     first_step: int | None
     last_step: int | None
     files_indexed: int
@@ -50,8 +45,6 @@ class Overview:
     sources: list[str]
     rewards: list[str]
     """Names of the newest step's rewards, to sort by as `rewards/NAME`."""
-    scores: tuple[float, float] | None
-    """Lowest and highest."""
     notes: tuple[str, ...]
 
 
@@ -68,8 +61,8 @@ class RolloutBrowser:
         self.run_dir = Path(run_dir)
         self._index = Index(run_dir, step)
         self._scans = Scans()
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._keeper = Keeper(self._index)
+        self._is_kept_up = False
 
     def __enter__(self) -> "RolloutBrowser":
         self.start()
@@ -79,24 +72,17 @@ class RolloutBrowser:
         self.close()
 
     def start(self) -> None:
-        """Index in the background, and keep up with the run, until `close`."""
-        if self._thread is None:
-            self._ended.clear()
-            self._thread = threading.Thread(target=self._keep_up, name="rollouts", daemon=True)
-            self._thread.start()
+        """Index in the background, and keep up with the run, until `close`.
+
+        The thread ends where nobody asks for a minute, and comes back with the next request.
+        """
+        self._is_kept_up = True
+        self._keeper.begin()
 
     def close(self) -> None:
         """End the thread of `start`; what is indexed can still be asked."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def _keep_up(self) -> None:
-        self._index.refresh(0.0)  # the newest files alone: somebody may be waiting for a page
-        while not self._ended.is_set():
-            if not self._index.refresh(SLICE_S).num_pending:
-                self._ended.wait(INTERVAL_S)
+        self._is_kept_up = False
+        self._keeper.close()
 
     def refresh(self, budget_s: float | None = None) -> int:
         """Index what is new, newest steps first, for about `budget_s` seconds; files still to go.
@@ -107,10 +93,13 @@ class RolloutBrowser:
 
     def _snapshot(self) -> Snapshot:
         """As new as a request can wait for."""
-        if self._thread is None or not self._index.was_listed:
+        is_at_work = self._keeper.asked()
+        if not is_at_work or not self._index.was_listed:
             self._index.refresh(FIRST_S)
         while not self._index.was_listed:  # another thread is about to
             self._index.refresh(FIRST_S)
+        if self._is_kept_up and not is_at_work:
+            self._keeper.begin()
         return self._index.snapshot
 
     def _unless_changed(self, ask: Callable[[Snapshot], Answer]) -> Answer:
@@ -159,7 +148,6 @@ class RolloutBrowser:
         """What the indexed samples range over: for lists to choose from."""
         snapshot = self._snapshot()
         columns, words = snapshot.columns, snapshot.names.word
-        scores = columns.score[np.isfinite(columns.score)]
         newest = self.query(Query(limit=1)).rows
         kinds = (columns.finish_reason, columns.engine, columns.source)
         reasons, engines, sources = (
@@ -167,7 +155,6 @@ class RolloutBrowser:
         )
         return Overview(
             num_samples=len(snapshot),
-            num_groups=len(np.unique(columns.group_id)),
             first_step=int(columns.step[-1]) if len(snapshot) else None,
             last_step=int(columns.step[0]) if len(snapshot) else None,
             files_indexed=len(snapshot.files),
@@ -176,15 +163,23 @@ class RolloutBrowser:
             engines=engines,
             sources=sources,
             rewards=list(newest[0].rewards) if newest else [],
-            scores=(float(scores.min()), float(scores.max())) if len(scores) else None,
             notes=snapshot.notes,
         )
 
     def groups_of_step(self, step: int) -> list[GroupRow]:
-        """The groups that a step used, as they stand in its files."""
+        """The groups that a step used, as they stand in its files.
+
+        Raises ConfigError where they are replaced each time that they are read.
+        """
         index = Index(self.run_dir, step)
-        snapshot = index.refresh()
-        return group_rows(read_rows(snapshot, np.arange(len(snapshot))))
+        for _ in range(TRIES):
+            snapshot = index.refresh()
+            try:
+                if not snapshot.num_pending:
+                    return group_rows(read_rows(snapshot, np.arange(len(snapshot))))
+            except Changed as error:
+                index.recheck(error.files)
+        raise ConfigError(f"step {step} is being written anew; ask again")
 
     def groups_of_prompt(self, prompt_row: int, limit: int = 50) -> list[GroupRow]:
         """The newest groups about one row of the data, of what is indexed, newest step first."""

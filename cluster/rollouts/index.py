@@ -82,6 +82,8 @@ class Index:
         self._lock = threading.Lock()
         self.was_listed = False
         """Whether the snapshot says anything of the run yet."""
+        self.look_s = 0.0
+        """Seconds that the last look at the run's folders took."""
         self.snapshot = self._snapshot([])
 
     def refresh(self, budget_s: float | None = None) -> Snapshot:
@@ -94,7 +96,9 @@ class Index:
         if not self._lock.acquire(timeout=-1 if budget_s is None else budget_s):
             return self.snapshot
         try:
+            started = time.monotonic()
             found = self.listing.look()
+            self.look_s = time.monotonic() - started
             new = [file for file in found if file not in self._parts and file not in self._torn]
             self._read(new, deadline)
             there = set(found)

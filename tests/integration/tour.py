@@ -38,6 +38,7 @@ def _pages(page: Any, pictures: Path) -> dict[str, str]:
     seen = {"overview": _shot(page, pictures / "pages.png", 1010)}
     page.get_by_role("link", name="Rollouts", exact=True).click()
     page.locator("select[name=sort]").select_option("score")
+    page.get_by_role("button", name="Search").click()
     page.wait_for_url("**sort=score**")
     seen["rollouts"] = _shot(page, pictures / "pages-rollouts.png", 640)
     page.get_by_role("link", name="Look into it").first.click()

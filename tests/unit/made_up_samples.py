@@ -12,6 +12,8 @@ import yaml
 
 from cluster.groups import ledger_row
 from cluster.ledger import Ledger, write_table
+from cluster.rollouts.browser import RolloutBrowser
+from cluster.rollouts.query import Query
 from rl.experience import build_batch, experience_table
 from rl.types import Experience, Prompt, Rollout, Source, VersionSpan
 
@@ -168,3 +170,14 @@ def stored(run_dir: Path) -> list[dict[str, Any]]:
 
 def name_of(row: dict[str, Any]) -> str:
     return f"{row['step']}-{row['group_id']}-{row['sample']}"
+
+
+def browse(run_dir: Path) -> RolloutBrowser:
+    """With all of the run indexed, however slow the machine is."""
+    browser = RolloutBrowser(run_dir)
+    assert browser.refresh() == 0
+    return browser
+
+
+def ids(browser: RolloutBrowser, **query: Any) -> list[str]:
+    return [row.id for row in browser.query(Query(**query)).rows]

@@ -10,8 +10,42 @@ from aiohttp.test_utils import TestClient, TestServer
 from cluster.pages.access import access_to
 from cluster.pages.app import make_app
 from cluster.pages.library import Library
+from tests.unit.synthetic_runs import write_offline
+from tests.unit.watched_runs import write_empty, write_finished, write_running, write_torn
 
 VOID = ("meta", "link", "input", "br", "hr")
+PAGES = [
+    "",
+    "curves",
+    "curves?board=attune-flow",
+    "curves?board=attune-fleet",
+    "curves?board=attune-memory&last=50",
+    "rollouts",
+    "rollouts?sort=score&order=asc&q=MUSEUM&from=1&most=9",
+    "timeline",
+    "timeline?window=60",
+    "timeline?window=all",
+    "faults",
+    "config",
+    "config?with=other",
+]
+SAMPLES = [
+    "sample?id=2-20-1",
+    "group?group=20&step=2",
+    "group?group=20",
+    "step?step=2",
+    "prompt?row=6",
+]
+
+
+def write_one_of_each(folder):
+    """One run of each kind, one of them deeper than the others."""
+    write_finished(folder / "finished")
+    write_running(folder / "running")
+    write_torn(folder / "torn")
+    write_empty(folder / "deep" / "empty")
+    write_offline(folder / "sft", "sft")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -76,3 +110,8 @@ def get(root, *paths, method="GET", options=None, **settings):
 
     answers = asyncio.run(ask())
     return answers[0] if len(answers) == 1 else answers
+
+
+def asked(root, run, pages):
+    """The answers for some pages of a run."""
+    return get(root, *(f"/attune/run/{run}/{page}" for page in pages))

@@ -1,71 +1,22 @@
-"""The run pages, asked over HTTP about synthetic runs: what they show, survive and refuse."""
+"""The run pages, asked over HTTP about synthetic runs: what they show."""
 
 import asyncio
 import json
 import re
-import threading
 import time
-from urllib.parse import urljoin
 
 import pytest
 import yaml
 
-from cluster.pages import catalog
-from cluster.pages.app import DRAWINGS
-from cluster.pages.library import Library, find_runs, slug_of
-from cluster.pages.process import is_slot_taken
-from tests.unit.pages_site import get, read, site
-from tests.unit.synthetic_runs import small_run, write_offline
-from tests.unit.watched_runs import (
-    EVIL,
-    write_empty,
-    write_failure_bundle,
-    write_finished,
-    write_running,
-    write_torn,
-)
-
-PAGES = [
-    "",
-    "curves",
-    "curves?board=attune-flow",
-    "curves?board=attune-fleet",
-    "curves?board=attune-memory&last=50",
-    "rollouts",
-    "rollouts?sort=score&order=asc&q=MUSEUM&from=1&most=9",
-    "timeline",
-    "timeline?window=60",
-    "timeline?window=all",
-    "faults",
-    "config",
-    "config?with=other",
-]
-SAMPLES = [
-    "sample?id=2-20-1",
-    "group?group=20&step=2",
-    "group?group=20",
-    "step?step=2",
-    "prompt?row=6",
-]
+from tests.unit.pages_site import PAGES, SAMPLES, asked, get, read, site, write_one_of_each
+from tests.unit.synthetic_runs import small_run
+from tests.unit.watched_runs import write_failure_bundle, write_finished, write_running
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """A folder with one run of each kind, one of them deeper than the others."""
-    write_finished(tmp_path / "finished")
-    write_running(tmp_path / "running")
-    write_torn(tmp_path / "torn")
-    write_empty(tmp_path / "deep" / "empty")
-    write_offline(tmp_path / "sft", "sft")
-    return tmp_path
-
-
-def asked(root, run, pages):
-    """The answers for some pages of a run."""
-    return get(root, *(f"/attune/run/{run}/{page}" for page in pages))
-
-
-# What is shown.
+    """A folder with one run of each kind."""
+    return write_one_of_each(tmp_path)
 
 
 @pytest.mark.parametrize("run", ["finished", "running", "torn", "deep~empty", "sft"])
@@ -97,14 +48,6 @@ def test_a_folder_of_one_run_opens_with_that_run(tmp_path):
         page = get(root, "/attune/").page
         assert "RLOO raised the true reward" in page.text
         assert "run/alone/curves" in page.addresses
-
-
-def test_runs_are_found_anew_as_they_come(tmp_path, monkeypatch):
-    monkeypatch.setattr("cluster.pages.library.LOOK_S", 0.0)
-    library = Library(tmp_path)
-    assert library.runs() == []
-    write_empty(tmp_path / "first")
-    assert [run.slug for run in library.runs()] == ["first"]
 
 
 def test_the_overview_leads_with_what_was_learned_and_ends_with_fresh_replies(runs):
@@ -168,6 +111,28 @@ def test_up_to_five_runs_are_compared(runs):
     assert page.text.count("0.00 → 0.90") == 1, "the first of them"
     assert "run/finished/" in page.addresses
     assert "run/running/" not in page.addresses, "the sixth"
+    assert "The first five of 6 are shown." in page.text
+    five = get(runs, f"/attune/compare?{query.partition('&run=running')[0]}").page
+    assert "are shown" not in five.text
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        ("run/finished/sample?id=2-20-1", "id=2-20-1&"),
+        ("run/finished/group?group=20&step=2&other=1", "group=20&step=2&"),
+        ("run/finished/rollouts?q=of+course%26&from=1", "q=of+course%26&from=1&"),
+        ("compare?run=finished&run=sft", "run=finished&run=sft&"),
+        ("run/finished/", ""),
+        ("", ""),
+    ],
+)
+def test_other_colours_are_those_of_the_same_page_also_without_scripts(runs, path, kept):
+    addresses = get(runs, f"/attune/{path}").page.addresses
+    assert f"?{kept}theme=dark" in addresses
+    sign = "&" if "?" in path else "?"
+    light = get(runs, f"/attune/{path}{sign}theme=light").page.addresses
+    assert f"?{kept.rstrip('&')}" in light, "as the system has them"
 
 
 def test_no_part_of_a_page_is_sent_twice(runs):
@@ -186,269 +151,6 @@ def test_no_part_of_a_page_is_sent_twice(runs):
     assert nothing == {"poll": 2000, "parts": {}}
     assert list(one["parts"]) == ["tiles"]
     assert anew["anew"] is True
-
-
-# What models wrote.
-
-
-def test_what_models_and_logs_hold_cannot_act_on_a_page(runs):
-    write_failure_bundle(runs / "finished")
-    paths = [f"/attune/run/finished/{page}" for page in (*PAGES, *SAMPLES)]
-    paths += [f"/attune/run/finished/rollouts?q={part}" for part in ("<script", "b>", "&")]
-    shown = 0
-    for answer in get(runs, *paths):
-        page = answer.page  # no handlers, no style attributes, all tags closed
-        assert page.tags.count("script") == 1, "the page's own"
-        assert "<b>bold" not in answer.text
-        shown += EVIL in page.text
-    assert shown >= 8
-
-
-@pytest.mark.parametrize(
-    "query", ["q=%3Cscript%3Ealert(1)%3C/script%3E", "from=%22%3E%3Cscript%3E"]
-)
-def test_what_an_address_holds_cannot_act_on_a_page(runs, query):
-    answer = get(runs, f"/attune/run/finished/rollouts?{query}&theme=%22%3E%3Cscript%3E")
-    assert answer.page.tags.count("script") == 1
-
-
-# What is refused.
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["/", "/favicon.ico", "/api/jobs/", "/attune/nothing", "/attune/run/finished/nothing",
-     "/attune/static/../app.py", "/attune/static/app.py", "/nodes?view=summary", "/api/v0/actors"],
-)  # fmt: skip
-def test_what_is_not_ours_is_left_to_the_dashboard_in_silence(runs, path):
-    answer = get(runs, path)
-    assert (answer.status, answer.text) == (404, "")
-
-
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-def test_nothing_but_reading_is_taken(runs, method):
-    ours, other = get(
-        runs, "/attune/", "/api/jobs/", method=method, options={"data": b"x" * 100_000}
-    )
-    assert (ours.status, ours.text) == (405, "")
-    assert (other.status, other.text) == (404, "")
-
-
-@pytest.mark.parametrize("run", ["..", "%2e%2e", "..%2f..", "finished%2f..%2ftorn", "nowhere", "~"])
-def test_no_path_is_made_of_what_was_asked_for(runs, run):
-    answer = get(runs, f"/attune/run/{run}/config")
-    assert answer.status in (404, 410)
-    assert "model:" not in answer.text
-
-
-def test_what_is_not_there_is_said_in_one_line(runs):
-    words = {
-        "sample?id=999-1-1": "no sample 999-1-1",
-        "sample?id=../../x": "STEP-GROUP-SAMPLE",
-        "group?group=4711": "no samples of a group 4711",
-        "group?group=x": "no whole number",
-        "step?step=77": "the run holds nothing of it",
-    }
-    answers = asked(runs, "finished", words)
-    for line, answer in zip(words.values(), answers, strict=True):
-        assert answer.status == 410
-        assert line in answer.page.text
-
-
-def test_a_search_that_makes_no_sense_is_said_beside_the_form(runs):
-    answer = get(runs, "/attune/run/finished/rollouts?from=early")
-    assert answer.status == 200
-    assert "from: 'early' is no number" in answer.page.text
-
-
-# The Ray dashboard's slots.
-
-
-def test_the_dashboard_is_told_that_there_is_something_to_show(runs):
-    grafana, prometheus, database, query = get(
-        runs, "/api/grafana_health", "/api/prometheus_health", "/api/health",
-        "/api/v1/query?query=vector(1)",
-    )  # fmt: skip
-    told = json.loads(grafana.text)
-    assert told["result"] is True
-    assert told["data"]["grafanaHost"] == "."
-    assert told["data"]["dashboardUids"] == {"default": "attune"}, "or `Ray Data` is shown"
-    assert json.loads(prometheus.text)["result"] is True
-    assert json.loads(database.text) == {"database": "ok"}
-    assert json.loads(query.text)["status"] == "success"
-    assert "no-store" in grafana.headers["Cache-Control"]
-
-
-FRAMES = {
-    "metrics": "/d/attune/?orgId=1&theme=dark&kiosk=1&refresh=5s&from=now-5m&to=now&timezone=UTC"
-    "&var-SessionName=s&var-datasource=attune",
-    "metrics of Ray's own uid": "/d/rayDefaultDashboard/?theme=light",
-    "utilisation": "/d-solo/attune/default-dashboard?orgId=1&theme=dark&panelId=41&refresh=",
-    "node count": "/d-solo/attune/default-dashboard?orgId=1&theme=dark&panelId=24&from=17&to=now",
-    "serve": "/d-solo/serveUid?orgId=1&theme=light&panelId=7",
-    "serve, system": "/d-solo/attune?panelId=23",
-    "a later version's": "/d-solo/attune/x?panelId=999",
-}
-
-
-@pytest.mark.parametrize("frame", FRAMES)
-def test_frames_of_the_dashboard_are_filled(runs, frame):
-    path = FRAMES[frame]
-    answer = get(runs, path, first=runs / "finished")
-    assert answer.status == 200
-    assert "svg" in answer.page.tags
-    assert "X-Frame-Options" not in answer.headers
-    theme = re.search(r"theme=(\w+)", path)
-    assert ('data-theme="dark"' in answer.text) == (theme is not None and theme[1] == "dark")
-    titles = {"utilisation": "True reward", "node count": "Engines"}
-    assert titles.get(frame, "") in answer.page.text
-
-
-def test_frames_show_the_run_that_goes_on_and_others_by_name(runs):
-    newest, chosen = get(runs, "/d/attune/", "/d/attune/?run=sft", first=runs / "torn")
-    assert "../../attune/run/torn/" in newest.page.addresses
-    assert "../../attune/run/sft/" in chosen.page.addresses
-
-
-def test_frames_of_a_folder_without_a_run_wait_for_one(tmp_path):
-    for answer in get(tmp_path, "/d/attune/", "/d-solo/attune?panelId=24", "/attune/"):
-        assert answer.status == 200
-        assert "No run is in" in answer.page.text
-
-
-def test_the_slots_are_left_to_a_grafana_of_the_users(runs):
-    for answer in get(runs, "/d/attune/", "/api/grafana_health", "/api/v1/query", with_slots=False):
-        assert (answer.status, answer.text) == (404, "")
-    assert is_slot_taken({"RAY_PROMETHEUS_HOST": "http://prometheus:9090"})
-    assert not is_slot_taken({"RAY_GRAFANA_HOST": ""})
-
-
-@pytest.mark.parametrize("path", ["/attune/", "/attune/run/finished/curves", "/d/attune/"])
-def test_all_addresses_are_relative_and_lead_somewhere(runs, path):
-    page = get(runs, path).page
-    assert page.addresses
-    for address in page.addresses:
-        assert not re.match(r"/|https?:", address), address
-        # As a browser would: from below any prefix, so also behind the dashboard.
-        joined = urljoin(f"http://host{path}", address)
-        assert get(runs, joined.removeprefix("http://host")).status == 200, address
-
-
-# Who may read.
-
-
-def test_answers_let_a_browser_run_nothing_but_our_own_script(runs):
-    answer = get(runs, "/attune/")
-    policy = answer.headers["Content-Security-Policy"]
-    assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert "no-store" in answer.headers["Cache-Control"]
-
-
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [("localhost:8265", 200), ("127.0.0.1", 200), ("[::1]:9", 200), ("10.0.0.7:80", 200),
-     ("evil.example", 421), ("localhost.evil.example", 421), ("", 421)],
-)  # fmt: skip
-def test_another_name_for_this_machine_is_refused(runs, host, status):
-    assert get(runs, "/attune/", options={"headers": {"Host": host}}).status == status
-
-
-def test_beyond_this_machine_a_token_is_asked_for_once(runs):
-    async def ask():
-        async with site(runs, host="0.0.0.0", token="right") as client:
-            without = await read(client, "/attune/")
-            wrong = await read(client, "/attune/?token=wrong")
-            first = await read(client, "/attune/run/sft/?token=right&theme=dark")
-            after = await read(client, "/attune/run/sft/?theme=dark")
-            return without, wrong, first, after
-
-    without, wrong, first, after = asyncio.run(ask())
-    assert (without.status, wrong.status) == (401, 401)
-    assert "finished" not in without.text
-    assert first.status == 303
-    assert first.headers["Location"] == "/attune/run/sft/?theme=dark", "not kept in the history"
-    cookie = first.headers["Set-Cookie"]
-    assert "HttpOnly" in cookie
-    assert "SameSite=Strict" in cookie
-    assert "right" not in cookie
-    assert after.status == 200
-
-
-# Many readers.
-
-
-def test_a_thousand_requests_cost_a_few_drawings(runs, monkeypatch):
-    drawn = []
-    draw = catalog.draw_page
-    monkeypatch.setattr(catalog, "draw_page", lambda *a, **k: drawn.append(a[0]) or draw(*a, **k))
-
-    async def ask():
-        async with site(runs) as client:
-            paths = [f"/attune/run/finished/?from=now-{n}" for n in range(1000)]
-            answers = await asyncio.gather(*(read(client, path) for path in paths))
-            return {answer.status for answer in answers}
-
-    started = time.monotonic()
-    assert asyncio.run(ask()) == {200}
-    assert len(drawn) <= 2 + (time.monotonic() - started)
-
-
-def test_a_disk_that_hangs_is_answered_for_in_time_and_other_runs_go_on(runs, monkeypatch):
-    hang = threading.Event()
-    draw = catalog.draw_run
-
-    def slow(library, slug, *rest):
-        if slug == "torn":
-            hang.wait(20)
-        return draw(library, slug, *rest)
-
-    monkeypatch.setattr("cluster.pages.app.draw_run", slow)
-
-    async def ask():
-        async with site(runs) as client:
-            client.app[DRAWINGS].limit_s = 1.0
-            hung = await read(client, "/attune/run/torn/")
-            started = time.monotonic()
-            again = await read(client, "/attune/run/torn/")
-            waited = time.monotonic() - started
-            other = await asyncio.wait_for(read(client, "/api/grafana_health"), 1.0)
-            hang.set()
-            return hung, again, waited, other
-
-    hung, again, waited, other = asyncio.run(ask())
-    assert (hung.status, again.status, other.status) == (503, 503, 200)
-    assert hung.headers["Retry-After"]
-    assert waited < 0.9, "everyone who asks for the same is told at once"
-
-
-def test_only_so_many_runs_are_kept_in_memory(tmp_path):
-    for number in range(12):
-        small_run(tmp_path / f"run-{number}", {"entropy": [1.0, 2.0]})
-    library = Library(tmp_path)
-    views = [library.view(f"run-{number}") for number in range(12)]
-    assert library.view("run-11") is views[11]
-    assert library.view("run-0") is not views[0]
-    assert len(library._views) == 8
-
-
-# Names.
-
-
-def test_names_in_addresses_differ_and_need_no_quoting(tmp_path):
-    names = ["a", "a/b", "a~b", "a b", "a_b", "ä/b", "..x", "-", "a/..b"]
-    slugs = [slug_of(name) for name in names]
-    assert len(set(slugs)) == len(names)
-    assert all(re.fullmatch(r"[A-Za-z0-9._~=_-]+", slug) for slug in slugs)
-    assert not any(part in ("", ".", "..") for slug in slugs for part in slug.split("~"))
-
-
-def test_runs_are_looked_for_two_levels_deep_and_not_inside_runs(tmp_path):
-    for path in ("one", "two/run", "two/sft", "three/four/five", "one/mixture", ".hidden/run"):
-        write_empty(tmp_path / path) if path != "one/mixture" else (tmp_path / path).mkdir()
-    (tmp_path / "one" / "mixture" / "config.yaml").write_text("{}")
-    assert [run.name for run in find_runs(tmp_path)] == ["one", "two/run", "two/sft"]
 
 
 def test_both_replies_of_a_pair_stand_side_by_side(tmp_path):

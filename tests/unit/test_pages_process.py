@@ -66,6 +66,21 @@ def test_it_ends_when_it_is_told_to_and_its_port_with_it(pages):
     assert refused(pages.url)
 
 
+def test_a_token_in_the_environment_shuts_neither_the_pages_nor_what_lies_behind(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ATTUNE_PAGES_TOKEN", "a-token-of-the-user")
+    pages = start_pages(tmp_path, write_empty(tmp_path / "run"))
+    try:
+        assert "wrote no learner step" in body(pages.address)
+        for path in ("/", "/api/version", "/nodes?view=summary"):
+            with pytest.raises(urllib.error.HTTPError) as refusal:
+                body(pages.url + path)
+            assert (refusal.value.code, refusal.value.read()) == (404, b"")
+    finally:
+        pages.stop()
+
+
 def test_where_it_is_killed_nobody_is_kept_waiting(pages):
     body(pages.url + "/api/grafana_health")
     pages.process.kill()
@@ -95,7 +110,8 @@ def test_it_goes_on_where_its_log_has_no_room(tmp_path):
     run = write_finished(tmp_path / "run", 5)
     (run / "logs").mkdir()
     (run / "logs" / "pages.log").symlink_to("/dev/full")
-    (run / "config.yaml").write_text("algorithm: {name: rloo, optimizer: 3}\n")  # cannot be drawn
+    # Of which no page can be drawn.
+    (run / "config.yaml").write_text("feedback: {rewards: {gold: {kind: gold, weight: x}}}\n")
     pages = start_pages(run, run)
     try:
         with pytest.raises(urllib.error.HTTPError, match="500"):

@@ -1,17 +1,13 @@
-"""The index of a run's samples: numbers, order, filters, texts in time, and runs that go on."""
+"""The index of a run's samples: numbers, order, filters, and texts in time."""
 
 import math
-import os
-import shutil
-import threading
-import time
 from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.ledger import ROWS_PER_GROUP, Ledger
+from cluster.ledger import ROWS_PER_GROUP
 from cluster.rollouts.browser import RolloutBrowser
 from cluster.rollouts.index import Index
 from cluster.rollouts.query import Filter, Query, ranked, run_query
@@ -19,8 +15,10 @@ from cluster.rollouts.rows import excerpt
 from cluster.rollouts.scan import Scans
 from configs.errors import ConfigError
 from tests.unit.made_up_samples import (
+    browse,
     file_of,
     groups_of,
+    ids,
     name_of,
     prompt_text,
     reply,
@@ -39,17 +37,6 @@ def run_dir(tmp_path_factory):
 @pytest.fixture
 def own_run(tmp_path):
     return write_run(tmp_path / "run", 3)
-
-
-def browse(run_dir):
-    """With all of the run indexed, however slow the machine is."""
-    browser = RolloutBrowser(run_dir)
-    assert browser.refresh() == 0
-    return browser
-
-
-def ids(browser, **query):
-    return [row.id for row in browser.query(Query(**query)).rows]
 
 
 # ---- what a page says ----------------------------------------------------------------------------
@@ -292,166 +279,6 @@ def test_rows_of_several_row_groups_are_found(tmp_path):
     assert ids(browser, sort="rewards/gold/polite", limit=1, budget_s=5) == [f"1-0-{count - 1}"]
 
 
-# ---- runs that go on, go back, or are torn -------------------------------------------------------
-
-
-def test_new_steps_appear_and_steps_that_were_taken_back_go(own_run):
-    browser = browse(own_run)
-    assert browser.query(Query()).total == 18
-    write_step(own_run, 4, groups_of(4))
-    assert ids(browser, limit=1) == ["4-6-0"]
-    Ledger(own_run).rewind(2)
-    assert browser.query(Query()).total == 12
-    assert ids(browser, limit=1) == ["2-2-0"]
-
-
-def test_folders_that_changed_are_looked_into_again_however_old(tmp_path):
-    for step in range(1, 21):
-        write_step(tmp_path, step, groups_of(step))
-    index = Index(tmp_path)
-    assert len(index.refresh()) == 120
-    write_step(tmp_path, 1, [[reply(1, 0, 0)]])
-    assert len(index.refresh()) == 115
-    write_step(tmp_path, 2, [[reply(2, 30, 0)]], rank=1)
-    assert len(index.refresh()) == 116
-    shutil.rmtree(file_of(tmp_path, 3).parent)
-    snapshot = index.refresh()
-    assert len(snapshot) == 110
-    assert index.refresh() is snapshot, "nothing new, nothing done"
-
-
-def test_a_step_that_is_written_anew_replaces_its_samples(own_run):
-    browser = browse(own_run)
-    assert browser.query(Query(filter=Filter(text="of group 4"), budget_s=5)).total == 3
-    Ledger(own_run).rewind(2)
-    write_step(own_run, 3, [[reply(3, 9, 0, text="anew")]])
-    rows = browser.query(Query(filter=Filter(steps=(3, 3)))).rows
-    assert [(row.id, row.reply) for row in rows] == [("3-9-0", "anew")]
-    assert browser.query(Query(filter=Filter(text="of group 4"), budget_s=5)).total == 0
-    assert [
-        row.id for row in browser.query(Query(filter=Filter(text="anew"), budget_s=5)).rows
-    ] == ["3-9-0"]
-
-
-def test_a_file_that_is_replaced_unseen_is_noticed_where_its_rows_are_read(tmp_path):
-    for step in range(1, 21):
-        write_step(tmp_path, step, groups_of(step))
-    browser = browse(tmp_path)
-    browser.refresh()
-    folder = file_of(tmp_path, 1).parent
-    times = folder.stat()
-    write_step(tmp_path, 1, [[reply(1, 90, k, text="another reply") for k in range(6)]])
-    os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if within one tick of time
-    page = browser.query(Query(filter=Filter(steps=(1, 1))))
-    assert [row.reply for row in page.rows] == ["another reply"] * 6
-    assert {row.group_id for row in page.rows} == {90}, "numbers of one file, texts of another"
-
-
-def test_a_second_rank_joins_a_step_that_was_seen(own_run):
-    browser = browse(own_run)
-    assert browser.query(Query()).total == 18
-    folder = file_of(own_run, 3).parent
-    times = folder.stat()
-    write_step(own_run, 3, [[reply(3, 20, 0)]], rank=1)
-    os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert browser.query(Query()).total == 19
-
-
-def test_a_torn_file_is_named_and_the_others_are_shown(own_run):
-    path = file_of(own_run, 2)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    browser = browse(own_run)
-    page = browser.query(Query())
-    assert page.total == 12
-    assert page.is_whole
-    assert page.notes == ("experience/step=000002/rank=0.parquet: torn and left out.",)
-    with pytest.raises(ConfigError, match=r"step=000002/rank=0\.parquet: torn"):
-        browser.sample("2-2-0")
-    path.write_bytes(whole)  # from a copy
-    os.utime(path.parent)
-    page = browser.query(Query())
-    assert (page.total, page.notes) == (18, ())
-
-
-def test_pages_that_cannot_be_read_are_named_in_their_rows(own_run):
-    path = file_of(own_run, 3)
-    parquet = pq.ParquetFile(path)
-    names = [parquet.metadata.row_group(0).column(i).path_in_schema for i in range(29)]
-    column = parquet.metadata.row_group(0).column(names.index("reply"))
-    content = bytearray(path.read_bytes())
-    start = column.dictionary_page_offset
-    content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
-    path.write_bytes(content)
-    browser = browse(own_run)
-    page = browser.query(Query(sort="score"))
-    assert page.total == 18, "its numbers can be read"
-    assert sum("torn" in row.prompt for row in page.rows) == 6
-    found = browser.query(Query(filter=Filter(text="group"), budget_s=5))
-    assert (found.total, found.is_whole) == (12, True)
-
-
-def test_a_run_without_samples_is_empty(tmp_path):
-    page = browse(tmp_path).query(Query())
-    assert (page.rows, page.total, page.files, page.is_whole) == ([], 0, 0, True)
-    assert RolloutBrowser(tmp_path).overview().last_step is None
-    (tmp_path / "experience" / "step=000001").mkdir(parents=True)
-    (tmp_path / "experience" / "notes.txt").write_text("mine")
-    for name in (".rank=0.parquet.77", ".rank=0.parquet", "rank=0.json"):
-        (tmp_path / "experience" / "step=000001" / name).write_bytes(b"half")
-    page = browse(tmp_path).query(Query())
-    assert (page.total, page.notes) == (0, ())
-
-
-def test_a_browser_keeps_up_by_itself_and_writes_nothing(own_run):
-    before = sorted(str(path) for path in own_run.rglob("*"))
-    others = threading.enumerate()
-    with RolloutBrowser(own_run) as browser:
-        assert ids(browser, limit=1) == ["3-4-0"], "the first page is there at once"
-        assert sorted(str(path) for path in own_run.rglob("*")) == before
-        write_step(own_run, 4, groups_of(4))
-        until = time.monotonic() + 10
-        while browser.query(Query()).total < 24 and time.monotonic() < until:
-            time.sleep(0.05)
-        assert browser.query(Query()).total == 24
-    begun = [thread for thread in threading.enumerate() if thread not in others]
-    assert [thread.name for thread in begun if thread.name == "rollouts"] == []
-
-
-def test_many_threads_read_while_steps_are_rewritten(tmp_path):
-    for step in range(1, 11):
-        write_step(tmp_path, step, groups_of(step))
-    spare = file_of(tmp_path, 5).read_bytes()
-    ended, wrong = threading.Event(), []
-
-    def read():
-        try:
-            while not ended.is_set():
-                page = browser.query(Query(sort="score", limit=60, filter=Filter(text="reply")))
-                wrong.extend(
-                    row.id for row in page.rows if row.reply != reply_text(row.group_id, row.sample)
-                )
-        except Exception as error:  # noqa: BLE001 - in a thread, where nobody else would see it
-            wrong.append(error)
-
-    with RolloutBrowser(tmp_path) as browser:
-        threads = [threading.Thread(target=read) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        until = time.monotonic() + 2
-        while time.monotonic() < until:
-            shutil.rmtree(file_of(tmp_path, 5).parent)
-            file_of(tmp_path, 5).parent.mkdir()
-            partial = tmp_path / "partial"
-            partial.write_bytes(spare)
-            partial.replace(file_of(tmp_path, 5))
-            time.sleep(0.01)
-        ended.set()
-        for thread in threads:
-            thread.join()
-    assert wrong == []
-
-
 # ---- what belongs together -----------------------------------------------------------------------
 
 
@@ -472,10 +299,8 @@ def test_groups_are_found_from_their_step_and_from_their_prompt(run_dir):
 
 def test_an_overview_names_what_can_be_chosen(run_dir):
     overview = browse(run_dir).overview()
-    assert (overview.num_samples, overview.num_groups) == (24, 8)
+    assert overview.num_samples == 24
     assert (overview.first_step, overview.last_step) == (1, 4)
     assert overview.finish_reasons == ["length", "stop"]
     assert overview.engines == ["engine-0", "engine-1"]
     assert overview.rewards == ["gold", "gold/polite"]
-    scores = [row["score"] for row in stored(run_dir)]
-    assert overview.scores == (min(scores), max(scores))

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from cluster import tail as tails
 from cluster.files import replace_text
-from cluster.tail import MOST_MARKS, Mark, MetricsTail
+from cluster.tail import MOST_MARKS, JsonlTail, Mark, MetricsTail
 
 
 def line(step, loss=0.5):
@@ -92,3 +93,56 @@ def test_torn_lines_are_counted_once_however_often_one_looks(tmp_path):
         more.write('{"step": 3}\n')
     tail.read()
     assert tail.num_torn == 2
+
+
+def test_a_file_that_is_shorter_than_before_is_another_one(tmp_path):
+    file = tmp_path / "events.jsonl"
+    file.write_text('{"a": 1}\n{"a": 2}\n{"a": 3}\n')
+    tail = JsonlTail(file)
+    assert len(tail.read()) == 3
+    file.unlink()
+    assert tail.read() == []
+    file.write_text('{"b": 1}\n{"b": ')
+    assert tail.read() == [{"b": 1}]
+    with file.open("a") as more:
+        more.write("2}\n")
+    assert tail.read() == [{"b": 2}]
+
+
+def test_a_file_comes_whole_although_it_is_read_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(tails, "CHUNK", 64)
+    file, taken = tmp_path / "events.jsonl", []
+    objects = tails._objects
+    monkeypatch.setattr(
+        tails, "_objects", lambda lines: taken.append(sum(map(len, lines))) or objects(lines)
+    )
+    rows = [{"a": n, "text": "x" * (200 if n == 50 else n % 40)} for n in range(100)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    file.write_text(text + "no json\n" + '{"a": ')
+    tail = JsonlTail(file)
+    assert tail.read() == rows
+    assert sum(taken) == len(text) + len("no json\n")
+    assert max(taken) < 64 + 220, "a part ends with a line"
+    with file.open("a") as more:
+        more.write("1}\n")
+    assert tail.read() == [{"a": 1}]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
+def test_a_file_that_cannot_be_read_now_is_read_later(tmp_path, name):
+    file = tmp_path / name
+    tail = MetricsTail(tmp_path) if name == "metrics.jsonl" else JsonlTail(file)
+    file.write_text(line(1))
+    assert steps(tail.read()) == [1]
+    kept = file.rename(tmp_path / "kept")
+    file.mkdir()  # which can be opened by nobody
+    assert tail.read() == []
+    file.rmdir()
+    kept.rename(file)
+    append_to(file, line(2))
+    assert steps(tail.read()) == [2]
+
+
+def append_to(file, text):
+    with file.open("a") as more:
+        more.write(text)
