@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import Config  # the cluster's settings, which have no public door
+
+# The cluster's settings have no public door.
+from ray._raylet import Config  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -6,7 +6,9 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -107,7 +109,7 @@ def device_mib(pids: Sequence[int]) -> float | None:
 def _by_driver(pids: set[int]) -> int:
     """Bytes; 0 where the driver knows nothing of these processes, or there is none."""
     try:
-        import pynvml
+        pynvml: Any = import_module("pynvml")  # comes with the CUDA packages
     except ImportError:
         return 0
     held = 0
