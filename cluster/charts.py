@@ -95,7 +95,7 @@ def line_chart(
         few = len(one.steps) < 12
         values = one.values
         if is_smoothed and not few:
-            marks.append(_line(frame, one.steps, one.values, f"raw c{one.color}"))
+            marks.append(_line(frame, one.steps, one.values, f"raw c{one.color}", one.gap))
             values = smoothed(one.values)
         marks.append(_line(frame, one.steps, values, f"line c{one.color}", one.gap))
         if few:

@@ -154,6 +154,7 @@ WAITING = Section(title="Who waits for whom", panels=(
     panel(
         "Idle share", "of the last seconds", ("idle_share", "{actor}"),
         explanation="Who waits while others work. Near 1: it could do more, or needs fewer.",
+        is_noisy=True,
     ),
     panel(
         "Queues", "groups and batches",

@@ -60,7 +60,7 @@ def figure(history: RunHistory, panel: Panel, window: Window = WHOLE) -> Figure 
     if panel.is_stacked:
         svg = stacked_chart(title, _aligned(shown), x_label)
     else:
-        svg = line_chart(title, shown, x_label, is_smoothed=panel.is_by_step)
+        svg = line_chart(title, shown, x_label, is_smoothed=panel.is_by_step or panel.is_noisy)
     return Figure(
         title=panel.title,
         unit=panel.unit,

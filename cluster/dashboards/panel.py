@@ -46,6 +46,8 @@ class Panel:
     curves: tuple[Curve, ...]
     explanation: str = ""
     is_stacked: bool = False
+    is_noisy: bool = False
+    """Smoothed over time as well, where what is seen is the change of phases, not a trend."""
 
     @property
     def is_by_step(self) -> bool:
@@ -82,9 +84,11 @@ def panel(
     *curves: tuple[str, str] | Curve,
     explanation: str = "",
     is_stacked: bool = False,
+    is_noisy: bool = False,
 ) -> Panel:
     """A panel whose simple curves are (key, label)."""
     made = tuple(c if isinstance(c, Curve) else Curve(key=c[0], label=c[1]) for c in curves)
     return Panel(
-        title=title, unit=unit, curves=made, explanation=explanation, is_stacked=is_stacked
-    )
+        title=title, unit=unit, curves=made, explanation=explanation, is_stacked=is_stacked,
+        is_noisy=is_noisy,
+    )  # fmt: skip

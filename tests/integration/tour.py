@@ -1,6 +1,7 @@
 """A newcomer's way through the pages of a run, in a real browser; pictures of it for the README."""
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def walk(root: Path, run: str, pictures: Path) -> dict[str, str]:
     """
     from playwright.sync_api import sync_playwright
 
-    pages = start_pages(root, pictures)
+    pages = start_pages(root, tempfile.mkdtemp())  # its log is nobody's
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

@@ -369,3 +369,17 @@ def test_a_curve_is_broken_where_its_process_was_gone(tmp_path):
     (path,) = re.findall(r'<path class="line c0" d="([^"]+)"', drawn.svg)
     assert path.count("M") == 2
     assert "not finite" not in drawn.svg
+
+
+def test_only_what_changes_with_every_phase_is_smoothed_over_time(tmp_path):
+    lines = [{"time": float(t), "values": {"memory/host_mib": 9.0 * (t % 2)}} for t in range(60)]
+    write_role(tmp_path, "learner-0", lines)
+    history = history_of(tmp_path)
+    curve = ("memory/host_mib", "{actor}")
+    plain, noisy = (
+        figure(history, panel("Host memory", "MiB", curve, is_noisy=is_noisy))
+        for is_noisy in (False, True)
+    )
+    assert plain is not None
+    assert noisy is not None
+    assert ('class="raw c0"' in plain.svg, 'class="raw c0"' in noisy.svg) == (False, True)
