@@ -54,7 +54,7 @@ def slug_of(name: str) -> str:
     """A name as one part of an address, different for different names.
 
     >>> slug_of("demo/run"), slug_of("a b")
-    ('demo~run', 'a_b~8d3e2a')
+    ('demo~run', 'a_b~7dbde9')
     """
     parts = name.split("/")
     if all(_PLAIN.fullmatch(part) for part in parts):

@@ -116,7 +116,7 @@ def test_whoever_looks_at_a_value_is_not_disturbed_by_a_new_step(page, address, 
     assert page.evaluate("window.seen.isConnected") is True
     assert (page.is_visible(".tip"), page.inner_text(".tip")) == (True, told)
     page.mouse.move(0, 0)
-    page.wait_for_function("!window.seen.isConnected", timeout=10_000)
+    page.wait_for_function("() => !window.seen.isConnected", timeout=10_000)
 
 
 def wait_for_layout(page, before: str) -> None:
