@@ -91,5 +91,5 @@ def test_a_newcomer_is_shown_what_the_demo_did(folder: Path, tmp_path: Path) -> 
     assert len(rewards) > 10
     assert rewards == sorted(rewards, reverse=True)
     assert "world/prompts.parquet" in seen["sample"]
-    assert "log-prob" in seen["sample"]
+    assert "log-prob: " in seen["token"]
     assert {"collector", "learner-0", "engine-0"} <= set(seen["timeline"].split())

@@ -45,6 +45,7 @@ def _pages(page: Any, pictures: Path) -> dict[str, str]:
     seen["rewards"] = " ".join(page.locator(".row .score").all_inner_texts())
     page.get_by_role("link", name="Look into it").first.click()
     page.locator(".tokens span").nth(4).hover()
+    seen["token"] = page.inner_text(".tip")
     seen["sample"] = _shot(page, pictures / "pages-sample.png", 720)
     page.get_by_role("link", name="Timeline", exact=True).click()
     page.locator(".gantt .span").first.wait_for()
