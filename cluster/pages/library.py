@@ -15,6 +15,8 @@ from cluster.pages.view import RunView
 DEPTH = 2
 LOOK_S = 2.0
 """How old a list of runs may be."""
+NEW_S = 0.2
+"""The same where a run that somebody asks for is not in it."""
 MOST_FOLDERS = 5000
 """Looked at for runs: someone may have given the root of a disk."""
 MOST_OPEN = 8
@@ -124,8 +126,8 @@ class Library:
         with self._lock:
             return self._found()
 
-    def _found(self) -> list[Run]:
-        if time.monotonic() - self._looked >= LOOK_S:
+    def _found(self, at_most_s: float = LOOK_S) -> list[Run]:
+        if time.monotonic() - self._looked >= min(at_most_s, LOOK_S):
             self._runs = find_runs(self.root)
             self._looked = time.monotonic()
             there = {run.slug for run in self._runs}
@@ -138,7 +140,12 @@ class Library:
 
     def run(self, slug: str) -> Run | None:
         """The run of that name in addresses; no path is ever made from what was asked for."""
-        return next((run for run in self.runs() if run.slug == slug), None)
+        for age_s in (LOOK_S, NEW_S):  # asked for where it is not in the list yet: it may be new
+            with self._lock:
+                runs = self._found(age_s)
+            if found := next((run for run in runs if run.slug == slug), None):
+                return found
+        return None
 
     def view(self, slug: str) -> RunView | None:
         """What is known of a run; None where there is no such run."""

@@ -37,6 +37,16 @@ def test_runs_are_found_anew_as_they_come(tmp_path, monkeypatch):
     assert [run.slug for run in library.runs()] == ["first"]
 
 
+def test_a_run_that_just_began_is_found_when_it_is_asked_for(tmp_path):
+    library = Library(tmp_path)
+    assert library.runs() == []
+    write_empty(tmp_path / "first")
+    time.sleep(0.25)
+    assert library.runs() == []
+    assert library.run("first") is not None
+    assert library.run("second") is None
+
+
 def test_names_in_addresses_differ_and_need_no_quoting(tmp_path):
     names = ["a", "a/b", "a~b", "a b", "a_b", "ä/b", "..x", "-", "a/..b"]
     slugs = [slug_of(name) for name in names]
