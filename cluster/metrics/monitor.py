@@ -8,7 +8,6 @@ started anew. Nobody waits for it: it is killed, or hangs, and the run goes on; 
 """
 
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.loggers.feed import END_S, LoggerFeed
 from cluster.metrics.exporter import Exporter
 from cluster.metrics.labels import run_name
-from cluster.metrics.telemetry import TelemetryTail, switch_off, switch_on
+from cluster.metrics.telemetry import (
+    FINISHED,
+    TelemetryTail,
+    ending_of,
+    say_end,
+    switch_off,
+    switch_on,
+)
 from cluster.roles import Role
 from cluster.runtime import namespace, role_env
 from cluster.tail import JsonlTail, MetricsTail
@@ -34,6 +40,8 @@ from configs.schema import RunConfig
 logger = logging.getLogger(__name__)
 
 NAME = "monitor"
+TICK_S = 0.25
+"""How often it looks whether the run ends."""
 SILENT_TICKS = 10
 """A process that told nothing for so many intervals is gone."""
 FINISH_S = END_S + 10.0
@@ -44,30 +52,37 @@ class Monitor:
     """One Ray actor a run.
 
     >>> # monitor = ray.remote(Monitor).options(name="monitor").remote(config)
+    >>> # watching = monitor.watch.remote(); ...; say_end(run_dir, finished=True); ray.get(watching)
     """
 
     def __init__(self, config: RunConfig) -> None:
-        run_dir = Path(config.cluster.run_dir)
+        self.run_dir = Path(config.cluster.run_dir)
         # Gauges are set at each look, and Ray drops those that were not since two exports.
         export_s = Config.metrics_report_interval_ms() / 1000
         self.interval_s = min(config.cluster.metrics.interval_s, export_s)
-        self.role = Role(str(run_dir), NAME)
-        self.exporter = Exporter(run_name(run_dir), config.model_dump(mode="json"))
+        self.role = Role(str(self.run_dir), NAME)
+        self.exporter = Exporter(run_name(self.run_dir), config.model_dump(mode="json"))
         self.silent_s = SILENT_TICKS * config.cluster.metrics.interval_s
-        self._steps = MetricsTail(run_dir)
-        self._events = JsonlTail(run_dir / "events.jsonl")
-        self._telemetry = TelemetryTail(run_dir)
+        self._steps = MetricsTail(self.run_dir)
+        self._events = JsonlTail(self.run_dir / "events.jsonl")
+        self._telemetry = TelemetryTail(self.run_dir)
         self._heard: dict[str, float] = {}
-        self._turn = threading.Lock()
-        self._stopped = threading.Event()
         self.feed = LoggerFeed(config)
         self.look()  # what is there already was counted before
         self.exporter.is_counting = True
-        threading.Thread(target=self._watch, daemon=True, name="monitor").start()
 
-    def _watch(self) -> None:
-        is_well = True
-        while not self._stopped.wait(self.interval_s):
+    def watch(self) -> None:
+        """Until the run says that it ends; then a last look.
+
+        One call for all that time, on the main thread: between calls Ray looks for signals there a
+        hundred times a second, which takes 0.7 % of a core.
+        """
+        is_well, looked = True, time.monotonic()
+        while (ending := ending_of(self.run_dir)) is None:
+            time.sleep(min(TICK_S, self.interval_s))
+            if time.monotonic() - looked < self.interval_s:
+                continue
+            looked = time.monotonic()
             self.feed.step()
             try:
                 self.look()
@@ -76,30 +91,25 @@ class Monitor:
                 if is_well:
                     logger.warning("a look at the run folder failed", exc_info=True)
                 is_well = False
-
-    def look(self) -> None:
-        """Read what is new and pass it on."""
-        with self._turn:
-            now = time.monotonic()
-            while rows := self._steps.read():
-                self.exporter.steps(rows)
-            self.exporter.events(self._events.read())
-            for role, lines in self._telemetry.read().items():
-                self._heard[role] = now
-                self.exporter.told(role, lines)
-            late = now - self.silent_s
-            for role in [role for role, heard in self._heard.items() if heard < late]:
-                del self._heard[role]
-                self.exporter.silent(role)
-            self.exporter.show()
-
-    def finish(self, *, finished: bool) -> None:
-        """A last look, and no more; `finished`: the run is at its end, not only interrupted."""
-        self._stopped.set()
         try:
             self.look()
         finally:
-            self.feed.close(finished=finished)
+            self.feed.close(finished=ending == FINISHED)
+
+    def look(self) -> None:
+        """Read what is new and pass it on."""
+        now = time.monotonic()
+        while rows := self._steps.read():
+            self.exporter.steps(rows)
+        self.exporter.events(self._events.read())
+        for role, lines in self._telemetry.read().items():
+            self._heard[role] = now
+            self.exporter.told(role, lines)
+        late = now - self.silent_s
+        for role in [role for role, heard in self._heard.items() if heard < late]:
+            del self._heard[role]
+            self.exporter.silent(role)
+        self.exporter.show()
 
     def __repr__(self) -> str:
         return f"Monitor({self.exporter.run})"
@@ -114,12 +124,14 @@ def monitored(config: RunConfig) -> Iterator[None]:
         return
     switch_on(config.cluster.run_dir, config.cluster.metrics.interval_s)
     monitor = _start(config)
+    watching = monitor.watch.remote()
     finished = False
     try:
         yield
         finished = True
     finally:
-        _end(monitor, finished=finished)
+        say_end(config.cluster.run_dir, finished=finished)
+        _end(monitor, watching)
 
 
 def _start(config: RunConfig) -> Any:
@@ -131,16 +143,17 @@ def _start(config: RunConfig) -> Any:
         namespace=namespace(config),
         num_cpus=0,
         max_restarts=-1,
+        max_task_retries=-1,  # who takes its place watches on
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
         runtime_env=role_env(1, "cpu"),
     ).remote(config)
 
 
-def _end(monitor: Any, *, finished: bool) -> None:
+def _end(monitor: Any, watching: Any) -> None:
     if not ray.is_initialized():
         return
     try:
-        ray.get(monitor.finish.remote(finished=finished), timeout=FINISH_S)
+        ray.get(watching, timeout=FINISH_S)
     except RayError:
         logger.warning("the monitor did not end its work", exc_info=True)
     finally:

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from cluster.tail import JsonlTail
 FOLDER = "telemetry"
 INTERVAL = "interval_s"
 """File of the folder that says how often processes tell; without it they tell nothing."""
+ENDING, FINISHED, INTERRUPTED = "ending", "finished", "interrupted"
+"""File of the folder in which the driver says so, and what it says."""
 START = "start"
 """Phase with which a process begins; that of the one before it of this name is over."""
 
@@ -29,12 +32,27 @@ def switch_on(run_dir: str | Path, interval_s: float) -> None:
     """Let the processes of a run tell of themselves every `interval_s`, from their start on."""
     folder = Path(run_dir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / ENDING).unlink(missing_ok=True)
     (folder / INTERVAL).write_text(f"{interval_s}\n")
 
 
 def switch_off(run_dir: str | Path) -> None:
     """Have them tell nothing, from their next start on; what was told stays."""
     (Path(run_dir) / FOLDER / INTERVAL).unlink(missing_ok=True)
+
+
+def say_end(run_dir: str | Path, *, finished: bool) -> None:
+    """Tell whoever watches that the run is at its end, or only interrupted; not on a full disk."""
+    with suppress(OSError):
+        (Path(run_dir) / FOLDER / ENDING).write_text(FINISHED if finished else INTERRUPTED)
+
+
+def ending_of(run_dir: str | Path) -> str | None:
+    """FINISHED or INTERRUPTED; None while the run goes on."""
+    try:
+        return (Path(run_dir) / FOLDER / ENDING).read_text() or None
+    except OSError:
+        return None
 
 
 def interval_of(run_dir: str | Path) -> float | None:

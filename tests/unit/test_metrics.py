@@ -18,10 +18,13 @@ from cluster.metrics.labels import labels_of, run_name
 from cluster.metrics.pulse import Pulse, private_mib
 from cluster.metrics.table import METRICS, find
 from cluster.metrics.telemetry import (
+    INTERRUPTED,
     RoleTail,
     TelemetryTail,
     append,
+    ending_of,
     interval_of,
+    say_end,
     switch_off,
     switch_on,
 )
@@ -123,6 +126,17 @@ def test_who_is_told_to_tell_nothing_any_more_adds_nothing_to_what_was_told(tmp_
     append(tmp_path, "learner-0", phase="take")
     switch_off(tmp_path / "no run")
     assert [told.phase for told in TelemetryTail(tmp_path).read()["learner-0"]] == ["update"]
+
+
+def test_a_run_says_that_it_ends_and_takes_it_back_when_it_goes_on(tmp_path):
+    assert ending_of(tmp_path) is None
+    say_end(tmp_path, finished=True)  # without telemetry there is nobody to tell
+    assert ending_of(tmp_path) is None
+    switch_on(tmp_path, 0.5)
+    say_end(tmp_path, finished=False)
+    assert ending_of(tmp_path) == INTERRUPTED
+    switch_on(tmp_path, 0.5)
+    assert ending_of(tmp_path) is None
 
 
 def test_a_phase_that_cannot_be_written_holds_up_nobody(tmp_path):
