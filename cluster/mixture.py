@@ -26,6 +26,7 @@ from torch.nn.functional import logsigmoid
 
 from cluster.inputs import Inputs, annotator_of, annotators, prepare_run_dir
 from cluster.jobs import OfflineJob, offline
+from cluster.metrics.labels import MIXTURE
 from cluster.metrics.monitor import monitored
 from cluster.progress import RunProgress
 from cluster.scoring import merge_scores, reward_groups
@@ -103,7 +104,7 @@ class _Rounds:
         known = {annotator_of(pair, self.settings) for pair in inputs.validation}
         self.judged = [p for p in inputs.validation if annotator_of(p, self.settings) in names]
         self.judged += [p for p in inputs.train if annotator_of(p, self.settings) not in known]
-        self.folder = Path(config.cluster.run_dir) / "mixture"
+        self.folder = Path(config.cluster.run_dir) / MIXTURE
         self.number = 0
 
     def fit(self, assignment: torch.Tensor) -> list[Path]:
@@ -147,11 +148,11 @@ class _Rounds:
         start = self.config.model.path
         if self.number > 1:
             start = str(self._at(self.number - 1, model) / "policy")
-        changed = {"run_dir": str(self._at(self.number, model))}
+        run_dir = str(self._at(self.number, model))
         return self.config.model_copy(
             update={
                 "model": self.config.model.model_copy(update={"path": start}),
-                "cluster": self.config.cluster.model_copy(update=changed),
+                "cluster": self.config.cluster.model_copy(update={"run_dir": run_dir}),
                 "feedback": FeedbackConfig(),
             }
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.metrics.table import find
 
-WHOLE = "mixture"
+MIXTURE = "mixture"
 """Folder of a run that holds the trainings it is made of."""
 
 
@@ -21,7 +21,7 @@ def run_name(run_dir: str | Path) -> str:
     """
     parts = Path(os.path.abspath(run_dir)).parts
     first = len(parts) - 1
-    while first > 1 and ("=" in parts[first] + parts[first - 1] or parts[first] == WHOLE):
+    while first > 1 and ("=" in parts[first] + parts[first - 1] or parts[first] == MIXTURE):
         first -= 1
     return "/".join(parts[first:])
 
